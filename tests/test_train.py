@@ -1,0 +1,163 @@
+"""Training: it learns, repeats itself, and goes on after a kill as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import s3nn_deploy as s3
+from s3nn_deploy import data, recipes
+from s3nn_deploy.errors import DeployError
+from s3nn_deploy.model import load_model
+from s3nn_deploy.train import correct_predictions, health, train
+
+SMALL = ("epochs=5", "layers=[{conv = 12, kernel = 3, padding = 1}, {pool = 2}, {linear = 32}]")
+
+
+def small(*settings: str) -> recipes.Recipe:
+    return recipes.load("digits-conv", (*SMALL, *settings))
+
+
+def test_a_run_learns_repeats_itself_and_leaves_its_metrics(tmp_path: Path) -> None:
+    digits = data.load("digits")
+    first = train(small(), digits, tmp_path / "a.pt")
+    again = train(small(), digits, tmp_path / "b.pt")
+    assert first.accuracy > 0.8
+    assert s3.load(first.path) == s3.load(again.path)
+    lines = [json.loads(line) for line in first.metrics.read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 6))
+    assert set(lines[0]["rates"]) == {"spike1", "spike3"}
+    assert lines[-1]["dead"] == {}
+    assert lines[-1]["advice"] == []
+    assert not (tmp_path / "a.pt.resume").exists()
+    converted = load_model(first.path)
+    assert converted.ambiguous == {}
+    assert correct_predictions(converted, digits.quantised(4).test_x, digits.test_y) == first.correct
+    assert converted.net.provenance["test_correct"] == first.correct
+
+
+def test_resuming_after_a_kill_gives_the_same_weights(tmp_path: Path) -> None:
+    train(small(), data.load("digits"), tmp_path / "whole.pt")
+    out = tmp_path / "killed.pt"
+    arguments = ["train", "digits-conv", "--out", str(out), *(part for s in SMALL for part in ("--set", s))]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "s3nn_deploy.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = Path(f"{out}.metrics.jsonl")
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and Path(f"{out}.resume").exists()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not out.exists()
+    assert Path(f"{out}.resume").exists()
+    resumed = train(small(), data.load("digits"), out, resume=True)
+    want, got = (torch.load(p, weights_only=True)["ops"] for p in (tmp_path / "whole.pt", resumed.path))
+    for a, b in zip(want, got, strict=True):
+        assert all(torch.equal(a["constants"][key], b["constants"][key]) for key in a["constants"])
+    assert len(metrics.read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("step", ["rule", "learned"])
+@pytest.mark.parametrize("bits", [4, 3, 2, 1])
+def test_every_width_trains_and_its_weights_keep_to_it(bits: int, step: str, tmp_path: Path) -> None:
+    made = train(small(f"bits={bits}", f"step={step}", "epochs=2"), data.load("digits"), tmp_path / "m.pt")
+    assert made.accuracy > {4: 0.5, 3: 0.5, 2: 0.3, 1: 0.2}[bits]
+    net = s3.load(made.path)
+    largest = max(2 ** (bits - 1) - 1, 1)
+    for population in net.populations:
+        for projection in population.projections:
+            assert abs(projection.synapses.weight.astype(int)).max() <= largest
+    assert net.provenance["recipe"]["step"] == step
+
+
+def test_layers_may_have_widths_of_their_own(tmp_path: Path) -> None:
+    layers = "layers=[{conv = 4, kernel = 3, bits = 4}, {linear = 16, bits = 2}]"
+    net = s3.load(train(small("epochs=1", layers), data.load("digits"), tmp_path / "m.pt").path)
+    assert [int(abs(p.projections[0].synapses.weight.astype(int)).max()) for p in net.populations] == [7, 1, 127]
+
+
+def test_dead_layers_are_reported_with_advice(tmp_path: Path) -> None:
+    rates, dead, advice = health({"a": [0.0, 0.0, 0.25, 0.25], "b": [1.0, 0.5, 1.0], "c": [0.1, 0.3, 0.0], "d": [0.5]})
+    assert rates == {"a": 0.125, "b": 0.8333, "c": 0.1333, "d": 0.5}
+    assert dead == {"a": 2, "b": 2, "c": 1}
+    assert [line.partition(",")[0] for line in advice] == [
+        "a: 2 of 4 channels are silent",
+        "b: 2 of 3 channels fire for every sample",
+    ]
+    assert all("Lower learning_rate" in line for line in advice)
+    made = train(small("epochs=2", "learning_rate=50"), data.load("digits"), tmp_path / "m.pt")
+    last = json.loads(made.metrics.read_text().splitlines()[-1])
+    assert last["dead"]
+    assert any("channels" in line for line in last["advice"])
+
+
+def test_residual_recipes_train_and_join(tmp_path: Path) -> None:
+    layers = "layers=[{conv = 6, kernel = 3, padding = 1}, {block = 6}, {block = 8, stride = 2, bits = 4}]"
+    made = train(small("epochs=3", layers), data.load("digits"), tmp_path / "m.pt")
+    assert made.accuracy > 0.3
+    net = s3.load(made.path)
+    assert [len(p.projections) for p in net.populations] == [1, 1, 2, 1, 2, 1]
+    assert net.populations[-2].shape == (8, 4, 4)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_shipped_recipe_builds_for_its_data(name: str) -> None:
+    shape = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}
+    recipe = recipes.load(name)
+    assert recipe.name == name
+    module = recipes.build(recipe, shape[recipe.data], 10)
+    net = s3.convert(module, shape[recipe.data], recipe.input_bits)
+    assert net.readout.size == 10
+
+
+def test_resuming_something_else_is_refused(tmp_path: Path) -> None:
+    digits = data.load("digits")
+    with pytest.raises(DeployError, match="nothing to resume"):
+        train(small(), digits, tmp_path / "m.pt", resume=True)
+    torch.save({"recipe": "another"}, tmp_path / "m.pt.resume")
+    with pytest.raises(DeployError, match="another recipe"):
+        train(small(), digits, tmp_path / "m.pt", resume=True)
+    (tmp_path / "m.pt.resume").write_bytes(b"damaged")
+    with pytest.raises(DeployError, match="not a readable training state"):
+        train(small(), digits, tmp_path / "m.pt", resume=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs where there is no GPU")
+def test_a_missing_gpu_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match="Use --device cpu"):
+        train(small(), data.load("digits"), tmp_path / "m.pt", device="cuda")
+
+
+def test_recipes_refuse_what_they_do_not_know(tmp_path: Path) -> None:
+    for setting, words in (
+        ("epoch=3", "Did you mean 'epochs'"),
+        ("epochs=0", "at least 1"),
+        ("epochs=many", "expected a whole number"),
+        ("layers=[{conf = 3}]", "conv, linear, pool"),
+        ("layers=[{conv = 3, kernle = 3}]", "Did you mean 'kernel'"),
+        ("input_bits=9", "at most 8"),
+        ("layers=[{conv = 0}]", "a positive integer"),
+        ("layers=[{block = 3, kernel = 3}]", "unknown key 'kernel' in a block layer"),
+        ("step=learnt", "rule or learned"),
+    ):
+        with pytest.raises(DeployError, match=words):
+            recipes.load("digits-conv", (setting,))
+    with pytest.raises(DeployError, match="Did you mean 'digits-conv'"):
+        recipes.load("digit-conv")
+    for layers, words in (("[{linear = 3}, {conv = 3}]", "behind a linear"), ("[{pool = 9}]", "nothing is left")):
+        with pytest.raises(DeployError, match=words):
+            recipes.build(recipes.load("digits-conv", (f"layers={layers}",)), (1, 8, 8), 10)
+    own = tmp_path / "own.toml"
+    own.write_text('summary = "mine"\ndata = "digits"\nlayers = [')
+    with pytest.raises(DeployError, match="not readable TOML"):
+        recipes.load(str(own))
+    own.write_text('summary = "mine"\ndata = "digits"\n')
+    with pytest.raises(DeployError, match="'layers' is missing"):
+        recipes.load(str(own))
