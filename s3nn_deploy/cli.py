@@ -1,0 +1,737 @@
+"""The command line: parses and prints, computes nothing. Data goes to stdout, progress and errors to stderr."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from s3nn_deploy import __version__
+from s3nn_deploy.errors import DeployError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+    from s3nn_deploy.intnet import IntNet
+    from s3nn_deploy.targets import Target
+
+
+class _Commands(click.Group):
+    """Commands in the order of the work, and one way to end on an error: a sentence on stderr and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DeployError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="s3nn-deploy")
+def main() -> None:
+    """Single-step spiking neural networks from PyTorch to neuromorphic hardware, with proof that nothing changed.
+
+    \b
+    Try it:  s3nn-deploy demo
+    By hand: s3nn-deploy train digits-conv
+             s3nn-deploy export model.pt --target loihi
+             s3nn-deploy simulate model.pt
+             s3nn-deploy verify model.pt
+
+    Exit codes: 0 done, 1 a backend differs, 2 a usage error or something that cannot be done.
+    """
+
+
+def _console(*, err: bool = False) -> "Console":
+    from rich.console import Console
+
+    console = Console(stderr=err, highlight=False)
+    return console if console.is_terminal else Console(stderr=err, highlight=False, width=140)
+
+
+def _emit(plain: Any) -> None:
+    click.echo(json.dumps(plain, indent=2))
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Any]:
+    """A progress bar on stderr, if that is a terminal; yields a function (done, total, text)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    console = _console(err=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=None, text="")
+
+        def advance(done: int, total: int, text: str | None = None) -> None:
+            bar.update(task, completed=done, total=total)
+            if text is not None:
+                bar.update(task, text=text)
+
+        yield advance
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print plain data.")
+def models(name: str | None, as_json: bool) -> None:
+    """List the shipped recipes and trained checkpoints, or show one.
+
+    \b
+    Example: s3nn-deploy models digits-conv
+    """
+    from s3nn_deploy import recipes
+    from s3nn_deploy.files import builtin
+    from s3nn_deploy.report import table
+
+    folder = builtin("models")
+    if name:
+        recipe = recipes.load(name)
+        if as_json:
+            return _emit(recipe.plain())
+        return click.echo(
+            (folder / f"{name}.toml").read_text(encoding="utf-8")
+            if name in recipes.names()
+            else Path(name).read_text(encoding="utf-8")
+        )
+    found = {n: (recipes.load(n), (folder / f"{n}.pt").is_file()) for n in recipes.names()}
+    if as_json:
+        return _emit(
+            [
+                {"name": n, "summary": r.summary, "data": r.data, "checkpoint": trained, "measured": dict(r.measured)}
+                for n, (r, trained) in found.items()
+            ]
+        )
+    rows = table("recipe", "data", "checkpoint", "measured", "summary")
+    for n, (recipe, trained) in found.items():
+        accuracy = recipe.measured.get("accuracy")
+        measured = "-" if accuracy is None else f"{accuracy:.2%}"
+        rows.add_row(n, recipe.data, "shipped" if trained else "-", measured, recipe.summary)
+    _console().print(rows)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print plain data.")
+def targets(name: str | None, as_json: bool) -> None:
+    """List the shipped targets, or show one: limits and prices with their sources.
+
+    \b
+    Example: s3nn-deploy targets loihi
+    """
+    from s3nn_deploy import targets as shipped
+    from s3nn_deploy.files import builtin
+    from s3nn_deploy.report import table
+
+    if name and not as_json:
+        shipped.load(name)
+        path = builtin("targets") / f"{name}.toml" if name in shipped.names() else Path(name)
+        return click.echo(path.read_text(encoding="utf-8"))
+    found = [shipped.load(n) for n in ([name] if name else shipped.names())]
+    if as_json:
+        return _emit(
+            [
+                {
+                    "name": t.name,
+                    "summary": t.summary,
+                    "takes": t.takes,
+                    "priced": [k for k, p in t.events.items() if p.pj is not None],
+                    "limits": {key: limit.max for key, limit in t.limits.items()},
+                }
+                for t in found
+            ]
+        )
+    rows = table("target", "takes", "prices", "summary")
+    for target in found:
+        priced = sum(price.pj is not None for price in target.events.values())
+        rows.add_row(target.name, target.takes or "-", str(priced) if priced else "none", target.summary)
+    _console().print(rows)
+
+
+@main.command()
+@click.argument("recipe")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Folder with the data set; default $S3NN_DATA. Digits needs none."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("model.pt"), show_default=True, help="Where the model goes."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
+)
+@click.option("--resume", is_flag=True, help="Go on after an interruption, from <out>.resume.")
+@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where to train.")
+@click.option("--json", "as_json", is_flag=True, help="Print plain data.")
+def train(
+    recipe: str, data: Path | None, out: Path, settings: tuple[str, ...], resume: bool, device: str, as_json: bool
+) -> None:
+    """Train a RECIPE (a name from `models`, or a .toml file), quantisation-aware, and write a hardened model.
+
+    \b
+    Example: s3nn-deploy train digits-conv --out model.pt --set epochs=10 --set bits=4
+    """
+    from s3nn_deploy import data as datasets
+    from s3nn_deploy import recipes
+
+    chosen = recipes.load(recipe, settings)
+    dataset = datasets.load(chosen.data, data)
+    from s3nn_deploy import train as training
+
+    advised: set[str] = set()
+
+    def show(done: int, total: int, epoch: Any) -> None:
+        rates = "" if epoch is None else ", ".join(f"{name} {rate:.0%}" for name, rate in epoch.rates.items())
+        for advice in () if epoch is None else epoch.advice:
+            if (layer := advice.partition(":")[0]) not in advised:
+                advised.add(layer)
+                click.echo(f"epoch {epoch.epoch}, {advice}", err=True)
+        advance(
+            done,
+            total,
+            None
+            if epoch is None
+            else f"epoch {epoch.epoch}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.1%}  firing {rates}",
+        )
+
+    with _progress(f"Training {chosen.name}") as advance:
+        made = training.train(chosen, dataset, out, resume=resume, device=device, report=show)
+    if as_json:
+        return _emit(
+            {
+                "model": str(made.path),
+                "metrics": str(made.metrics),
+                "correct": made.correct,
+                "total": made.total,
+                "accuracy": made.accuracy,
+                "seconds": made.seconds,
+                "sha256": made.sha256,
+            }
+        )
+    click.echo(
+        f"{made.path}: {made.accuracy:.2%} of {made.total} held-out samples ({made.correct} correct), trained in {made.seconds:.0f} s."
+    )
+    click.echo(f"Metrics: {made.metrics}. Next: s3nn-deploy verify {made.path}")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print plain data.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Show a network's populations: shapes, fan-in, weight and accumulator widths, thresholds. Any format we write.
+
+    \b
+    Example: s3nn-deploy inspect model.pt
+    """
+    from s3nn_deploy.model import load
+    from s3nn_deploy.report import describe, describe_table
+
+    net = load(file)
+    if as_json:
+        return _emit(describe(net))
+    click.echo(
+        f"{file}: input {'x'.join(map(str, net.input.shape))} of {net.input.bits} bits, {len(net.populations)} populations, "
+        f"{sum(p.size for p in net.populations):,} neurons, digest {net.digest[:12]}"
+    )
+    _console().print(describe_table(net))
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", required=True, help="A name from `targets`, or a path to your own .toml.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where the export goes; default MODEL with the format's suffix."
+)
+@click.option("--profile", help="NIR: whom it is for: if (default), cubalif, threshold, rockpool or archive.")
+@click.option(
+    "--merge-skips", is_flag=True, help="NIR: make a residual network a chain, for readers that have no joins."
+)
+@click.option("--expose-spikes", is_flag=True, help="ONNX: every population's spikes are outputs too.")
+@click.option("--qonnx", is_flag=True, help="ONNX: with QONNX's Quant nodes, for its tools instead of ONNX Runtime.")
+@click.option(
+    "--input-encoding",
+    type=click.Choice(["auto", "graded", "host", "planes", "thermometer"]),
+    default="auto",
+    show_default=True,
+    help="Loihi: how pixels reach the chip; auto takes graded spikes where chip and sums allow, else the host's help.",
+)
+@click.option("--rate", type=float, help="Loihi: inferences per second, to add static power to the bill.")
+@click.option("--explain", is_flag=True, help="Loihi: print the mapping pass by pass.")
+@click.option("--json", "as_json", is_flag=True, help="Print plain data.")
+def export(
+    model: Path,
+    target: str,
+    out: Path | None,
+    profile: str | None,
+    merge_skips: bool,
+    expose_spikes: bool,
+    qonnx: bool,
+    input_encoding: str,
+    rate: float | None,
+    explain: bool,
+    as_json: bool,
+) -> None:
+    """Export MODEL for a target, after checking the target's limits; the file is read back and compared before it appears.
+
+    Beside NIR and ONNX files lie golden vectors (FILE.golden.npz): inputs, every population's spikes and the readout.
+    For Loihi there are also a description for lava-nc, a runner, ten golden samples, a picture of the cores, and a note.
+
+    \b
+    Example: s3nn-deploy export model.pt --target loihi --out digits.net
+             s3nn-deploy export model.pt --target nir --profile cubalif
+    """
+    from s3nn_deploy import formats, golden
+    from s3nn_deploy import targets as shipped
+    from s3nn_deploy.files import sha256
+    from s3nn_deploy.model import load
+
+    chosen = shipped.load(target)
+    if chosen.takes is None:
+        raise DeployError(
+            f"target {target!r}",
+            "only has prices; nothing here writes files for it",
+            hint=f"Use it with `simulate --target {target}`, or export for one of: "
+            f"{', '.join(n for n in shipped.names() if shipped.load(n).takes)}.",
+        )
+    options: dict[str, Any] = {
+        name: value
+        for name, value in (
+            ("profile", profile),
+            ("merge_skips", merge_skips),
+            ("expose_spikes", expose_spikes),
+            ("qonnx", qonnx),
+        )
+        if value
+    }
+    formats.check_options(chosen.takes, options)
+    net = load(model)
+    if chosen.takes == "netx":
+        return _export_loihi(net, chosen, out or model.with_suffix(".net"), input_encoding, rate, explain, as_json)
+    shipped.check_limits(net, chosen)
+    path = out or model.with_suffix(formats.FORMATS[chosen.takes].suffix)
+    formats.export(net, path, chosen.takes, **options)
+    notes = formats.notes(net, chosen.takes, **options)
+    vectors = golden.write(formats.read(path), path) if chosen.takes in ("nir", "onnx") else None
+    if as_json:
+        return _emit(
+            {
+                "path": str(path),
+                "format": chosen.takes,
+                "bytes": path.stat().st_size,
+                "sha256": sha256(path),
+                "golden": None if vectors is None else str(vectors),
+                "notes": notes,
+            }
+        )
+    click.echo(f"{path}: {formats.FORMATS[chosen.takes].summary}, {path.stat().st_size:,} bytes, read back and equal.")
+    if vectors is not None:
+        click.echo(f"{vectors}: golden vectors.")
+    for note in notes:
+        click.echo(f"note: {note}")
+
+
+def _export_loihi(
+    net: "IntNet", target: "Target", out: Path, encoding: str, rate: float | None, explain: bool, as_json: bool
+) -> None:
+    from s3nn_deploy.files import sha256
+    from s3nn_deploy.loihi import delivery
+    from s3nn_deploy.stimuli import stimuli
+
+    try:
+        x = _samples(net, None, None, 100)[0]
+    except DeployError as error:
+        click.echo(f"note: {error} Golden samples are generated inputs.", err=True)
+        x = stimuli(net, 64)
+    made = delivery.deliver(net, target, out, x, encoding=encoding, rate_hz=rate)
+    if as_json:
+        return _emit(delivery.plain(made))
+    size, digest = made.path.stat().st_size, sha256(made.path)[:12]
+    click.echo(f"{made.path}: {made.files[made.path]}, {size:,} bytes, SHA-256 {digest}..., read back and equal.")
+    for path, what in list(made.files.items())[1:]:
+        click.echo(f"{path}: {what}.")
+    if explain:
+        for step in made.plan.passes:
+            click.echo(f"{step.name}: " + "; ".join(step.lines))
+    used, chips = len(made.fit.cores), made.fit.chips
+    click.echo(f"Input: {made.plan.passes[1].lines[0]} ({made.plan.passes[1].lines[1]}).")
+    click.echo(f"Fits: {used} cores on {chips} chip{'s' if chips > 1 else ''}; latency {made.plan.latency} steps.")
+    for sentence in delivery.cost_sentences(made.cost):
+        click.echo(sentence)
+    for note in made.notes:
+        click.echo(f"note: {note}")
+
+
+def _samples(
+    net: "IntNet", data: Path | None, input_file: Path | None, samples: int | None
+) -> "tuple[np.ndarray, np.ndarray | None, str]":
+    """The inputs, their labels if known, and a word about them."""
+    import numpy as np
+
+    from s3nn_deploy import data as datasets
+    from s3nn_deploy.files import existing
+    from s3nn_deploy.stimuli import stimuli
+
+    if input_file is not None:
+        try:
+            x = np.load(existing(input_file), allow_pickle=False, mmap_mode="r")
+        except (ValueError, OSError, EOFError) as error:
+            raise DeployError(
+                str(input_file),
+                f"is not a readable .npy array ({error})",
+                hint="Save uint8 [N, C, H, W] with numpy.save.",
+            ) from error
+        if not isinstance(x, np.ndarray):
+            raise DeployError(
+                str(input_file),
+                expected="one .npy array",
+                got="an .npz archive",
+                hint="Save uint8 [N, C, H, W] with numpy.save.",
+            )
+        return x[:samples], None, str(input_file)
+    name = net.provenance.get("data")
+    if not isinstance(name, str):
+        return stimuli(net, samples or 64), None, "generated inputs"
+    dataset = datasets.load(name, data).quantised(min(net.input.bits, 8))
+    return dataset.test_x[:samples], dataset.test_y[:samples], f"{name}, held out"
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--backend", default="emulator", show_default=True, help="emulator, reference, onnx or lava.")
+@click.option("--target", default="emulator", show_default=True, help="Whose prices the emulator's counts get.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with the model's data set; default $S3NN_DATA.")
+@click.option(
+    "--input", "input_file", type=click.Path(path_type=Path), help="A .npy with integers [N, *input shape] instead."
+)
+@click.option("--samples", type=click.IntRange(min=1), help="How many samples; default all that are held out.")
+@click.option("--json", "as_json", is_flag=True, help="Print plain data.")
+def simulate(
+    file: Path,
+    backend: str,
+    target: str,
+    data: Path | None,
+    input_file: Path | None,
+    samples: int | None,
+    as_json: bool,
+) -> None:
+    """Run a network on held-out data or your own: predictions, synaptic operations and energy per inference.
+
+    \b
+    Example: s3nn-deploy simulate model.pt --target loihi --samples 100
+    """
+    from s3nn_deploy import targets as shipped
+    from s3nn_deploy.backends import BACKENDS
+    from s3nn_deploy.model import load
+    from s3nn_deploy.pricing import price
+    from s3nn_deploy.report import bill_sentences, bill_table, simulation, simulation_table
+    from s3nn_deploy.simulation import simulate as run
+
+    chosen = shipped.load(target)
+    net = load(file)
+    x, labels, what = _samples(net, data, input_file, samples)
+    given = file if backend in BACKENDS and BACKENDS[backend].takes and file.suffix != ".pt" else None
+    with _progress(f"Simulating on {backend}") as advance:
+        made = run(
+            net,
+            x,
+            labels,
+            backend,
+            file=given if given is not None and _takes(backend, given) else None,
+            progress=advance,
+        )
+    bill = None if made.counts is None else price(made.counts, chosen)
+    if as_json:
+        return _emit({"file": str(file), "data": what, **simulation(net, made, bill)})
+    console = _console()
+    console.print(simulation_table(net, made, bill))
+    if bill is not None:
+        console.print()
+        console.print(bill_table(bill))
+        for sentence in bill_sentences(bill):
+            click.echo(sentence)
+    if made.correct is not None:
+        click.echo(f"Accuracy: {made.correct / len(x):.2%} ({made.correct} of {len(x)}, {what}).")
+    else:
+        click.echo(f"Predictions of the first samples ({what}): {made.predictions[:16].tolist()}")
+
+
+def _takes(backend: str, file: Path) -> bool:
+    from s3nn_deploy.backends import BACKENDS
+    from s3nn_deploy.formats import FORMATS
+
+    takes = BACKENDS[backend].takes
+    return takes is not None and FORMATS[takes].suffix == file.suffix
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.argument("exports", type=click.Path(path_type=Path), nargs=-1)
+@click.option(
+    "--backends", help="Comma-separated: reference, emulator, onnx, lava; default all that can run the network."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with the model's data set; default $S3NN_DATA.")
+@click.option(
+    "--input",
+    "input_file",
+    type=click.Path(path_type=Path),
+    help="A .npy with integers [N, *input shape] instead; or a mismatch-<backend>.npz, to run only that again.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Samples of data, besides generated ones.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0),
+    default=10,
+    show_default=True,
+    help="1e9 synaptic operations for each population by itself on each backend; 0 leaves that out.",
+)
+@click.option(
+    "--certificate",
+    type=click.Path(path_type=Path),
+    help="Check this certificate against MODEL and EXPORTS (default: as recorded, beside it); runs no backend.",
+)
+@click.option(
+    "--certificate-out", type=click.Path(path_type=Path), help="Where it goes; default MODEL with .certificate.json."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print plain data.")
+def verify(
+    model: Path | None,
+    exports: tuple[Path, ...],
+    backends: str | None,
+    data: Path | None,
+    input_file: Path | None,
+    samples: int,
+    budget: float,
+    certificate: Path | None,
+    certificate_out: Path | None,
+    as_json: bool,
+) -> None:
+    """Prove that MODEL's integers are what PyTorch decides, then run every backend and compare, `==`; leave a certificate.
+
+    Run are samples of the model's data, generated inputs, and each population by itself with inputs that put its membrane
+    potentials exactly at its thresholds and just below. EXPORTS (model.onnx, ...) are compared with MODEL, and their
+    backends run them. Exit code 1 if a proof fails or a value differs: then mismatch-<backend>.npz lies beside MODEL.
+
+    \b
+    Example: s3nn-deploy verify model.pt model.onnx --samples 1000
+             s3nn-deploy verify --certificate model.certificate.json
+    """
+    from s3nn_deploy import report, verification
+
+    if certificate is not None:
+        return _check_certificate(certificate, model, exports, as_json)
+    if model is None:
+        raise DeployError("verify", expected="a MODEL", got="none", hint="Example: s3nn-deploy verify model.pt")
+    names = [n.strip() for n in backends.split(",") if n.strip()] if backends else None
+    folder = model.resolve().parent
+    with _progress("Verifying") as advance:
+        if input_file is not None and input_file.suffix == ".npz":
+            made = verification.replay(model, input_file, names, exports=exports, progress=advance)
+        else:
+            x = _verified_samples(model, data, input_file, samples)
+            made = verification.verify(
+                model, x, names, exports=exports, budget=int(budget * 1e9), evidence=folder, progress=advance
+            )
+    if as_json:
+        _emit(report.result(made))
+    else:
+        console = _console()
+        console.print(report.proof_table(made))
+        click.echo(report.proof_sentence(made) + "\n")
+        console.print(report.result_table(made))
+        if made.coverage:
+            click.echo()
+            console.print(report.coverage_table(made))
+        for sentence in report.result_sentences(made):
+            click.echo(sentence)
+    if input_file is None or input_file.suffix != ".npz":
+        from s3nn_deploy import certificate as certificates
+
+        click.echo(f"Certificate: {certificates.write(made, model, certificate_out)}", err=as_json)
+    for check in made.checks:
+        if check.evidence is not None:
+            given = " ".join(map(str, (model, *exports)))
+            click.echo(
+                f"Again: s3nn-deploy verify {given} --backends {check.backend} --input {check.evidence}", err=as_json
+            )
+    if not made.equal:
+        sys.exit(1)
+
+
+def _verified_samples(model: Path, data: Path | None, input_file: Path | None, samples: int) -> "np.ndarray | None":
+    """Samples of the model's data or of a file; None where there are none, for the generated inputs need no data."""
+    from s3nn_deploy.model import load
+
+    net = load(model)
+    if input_file is None and not isinstance(net.provenance.get("data"), str):
+        return None
+    try:
+        return _samples(net, data, input_file, samples)[0]
+    except DeployError as error:
+        if input_file is not None or data is not None:
+            raise
+        click.echo(f"note: {error} Generated inputs only.", err=True)
+        return None
+
+
+def _check_certificate(certificate: Path, model: Path | None, exports: tuple[Path, ...], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from s3nn_deploy import certificate as certificates
+    from s3nn_deploy.report import certificate_table
+
+    findings = certificates.check(certificate, model, exports)
+    wrong = [finding.what for finding in findings if not finding.holds]
+    if as_json:
+        _emit({"holds": not wrong, "findings": [asdict(finding) for finding in findings]})
+    else:
+        _console().print(certificate_table(findings))
+        click.echo(f"Does not hold: {', '.join(wrong)}." if wrong else "The certificate holds.")
+    if wrong:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--peers", "names", help="Comma-separated; default all that are known. Exit code 1 unless these are exact."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print plain data.")
+def conformance(file: Path, names: str | None, as_json: bool) -> None:
+    """Run a NIR FILE in other people's readers: which ones are exact, silently wrong or refuse, and the call that is exact.
+
+    Each peer imports the file, runs one step on the golden vectors, and is compared in its output and, where they can be
+    seen, in every population's spikes. `s3nn-deploy setup peers` installs them.
+
+    \b
+    Example: s3nn-deploy conformance net.nir --json
+    """
+    from s3nn_deploy import peers
+    from s3nn_deploy.report import table
+
+    chosen = [n.strip() for n in names.split(",") if n.strip()] if names else None
+    (verdicts,) = peers.conformance([file], chosen)
+    if as_json:
+        _emit(peers.report(file, verdicts))
+    else:
+        rows = table("peer", "version", "result", "call", "why not")
+        for verdict in verdicts:
+            for attempt in verdict.attempts:
+                rows.add_row(verdict.peer, verdict.version, attempt.status, attempt.call, attempt.detail)
+        _console().print(rows)
+    if chosen and any(verdict.best.status != peers.EXACT for verdict in verdicts):
+        sys.exit(1)
+
+
+@main.group()
+def setup() -> None:
+    """Install what a backend needs and the package does not bring."""
+
+
+@setup.command("loihi")
+@click.option(
+    "--python", "interpreter", type=click.Path(path_type=Path), help="The Python to build it with; default this one."
+)
+def setup_loihi(interpreter: Path | None) -> None:
+    """Build the interpreter that Lava's Loihi simulation runs in, once; it is found again afterwards.
+
+    \b
+    Example: s3nn-deploy setup loihi
+    """
+    from s3nn_deploy import lava_env
+
+    path = lava_env.setup(
+        None if interpreter is None else str(interpreter), progress=lambda text: click.echo(text, err=True)
+    )
+    click.echo(f"Lava runs in {path}")
+
+
+@setup.command("peers")
+@click.option(
+    "--python", "interpreter", type=click.Path(path_type=Path), help="The Python to build with; default this one."
+)
+def setup_peers(interpreter: Path | None) -> None:
+    """Build the two environments in which `conformance` runs other NIR readers (3 GB, most of it PyTorch).
+
+    \b
+    Example: s3nn-deploy setup peers
+    """
+    from s3nn_deploy import peers
+
+    paths = peers.setup(
+        None if interpreter is None else str(interpreter), progress=lambda text: click.echo(text, err=True)
+    )
+    click.echo(f"The peers run in {' and '.join(map(str, paths))}")
+
+
+@main.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("demo"),
+    show_default=True,
+    help="Where everything goes.",
+)
+@click.pass_context
+def demo(ctx: click.Context, out: Path) -> None:
+    """Train, export to every target, simulate and verify, on data that needs no download.
+
+    \b
+    Example: s3nn-deploy demo --out demo
+    """
+    from s3nn_deploy import lava_env
+
+    model = out / "model.pt"
+
+    def step(title: str, shown: str, command: click.Command, **arguments: Any) -> None:
+        click.secho(f"\n{title}", bold=True)
+        click.echo(f"$ s3nn-deploy {shown}")
+        ctx.invoke(command, **arguments)
+
+    try:
+        lava_env.find()
+    except DeployError:
+        step("0. The interpreter for Lava, once", "setup loihi", setup_loihi, interpreter=None)
+    step(
+        "1. Train",
+        f"train digits-conv --out {model}",
+        train,
+        recipe="digits-conv",
+        out=model,
+        settings=(),
+        device="cpu",
+    )
+    click.secho("\n2. Export", bold=True)
+    made = [model]
+    for target, suffix in (("nir", ".nir"), ("onnx", ".onnx"), ("loihi", ".net"), ("emulator", ".npz")):
+        made.append(model.with_suffix(suffix))
+        click.echo(f"$ s3nn-deploy export {model} --target {target}")
+        ctx.invoke(export, model=model, target=target)
+    step("3. Simulate", f"simulate {model}", simulate, file=model, backend="emulator", target="emulator")
+    step("4. Verify", f"verify {model}", verify, model=model, samples=100)
+    click.secho("\n5. What lies where", bold=True)
+    for path in (*made, model.with_name("model.pt.metrics.jsonl")):
+        click.echo(f"  {path}  {path.stat().st_size:,} bytes")
+    click.echo(f"Next: s3nn-deploy simulate {model} --target loihi")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""What exact counts cost on a target: a linear form, with the provenance of every term and the terms that are missing.
+
+A bill charges the kinds of events that the target prices, and those that no machine avoids (`UNAVOIDABLE`), unless a
+price says that it covers them. Arithmetic is exact (rationals and Python integers); floats appear in the bill only.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from s3nn_deploy.counts import KINDS, Counts
+from s3nn_deploy.errors import DeployError
+from s3nn_deploy.targets import EVIDENCE, EXCLUSIVE, Price, Target, check_prices, load
+
+UNAVOIDABLE = ("synops", "macs", "neuron_updates", "spikes")
+"""Kinds of events that every machine pays for, whether its energy was published or not."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One priced term: `count` events per inference (mean) at `pj` picojoules each make `nj` nanojoules."""
+
+    event: str
+    count: float
+    pj: float
+    nj: float
+    evidence: str
+    scope: str
+    bound: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Nanojoules of one inference over the samples: mean, extremes, and nearest-rank percentiles."""
+
+    mean: float
+    min: float
+    p5: float
+    p95: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Energy per inference in nanojoules, as far as it is known.
+
+    Attributes:
+        samples: over how many inferences the means are taken.
+        rate_hz: inferences per second over which static power is spread; None: no static power is in the bill.
+        unpriced: mean counts per inference of charged events that have no price.
+        total: the mean energy, or None when something is unpriced.
+        at_least: the sum of the lines, whether or not something is unpriced.
+        per_population: the events' share of `at_least` (static power belongs to no population).
+        distribution: of the known part, static power included.
+        evidence: the weakest grade that the bill rests on; "unpublished" when something is unpriced.
+        bound: "min" when some line is a lower bound, "max" when some is an upper one, "mixed" when both, else "".
+        not_modelled: what the target says is in no line.
+    """
+
+    target: str
+    samples: int
+    rate_hz: float | None
+    lines: tuple[Line, ...]
+    unpriced: Mapping[str, float]
+    total: float | None
+    at_least: float
+    per_population: Mapping[str, float]
+    distribution: Distribution
+    evidence: str
+    bound: str
+    not_modelled: tuple[str, ...]
+
+
+def price(counts: Counts, target: Target | str, rate_hz: float | None = None) -> Bill:
+    """Price `counts` on `target`, as energy per inference.
+
+    Args:
+        counts: exact counts of at least one sample.
+        target: a target, or the name or path of one.
+        rate_hz: inferences per second; adds the target's static power divided by it.
+
+    Raises:
+        DeployError: no samples, a rate that is not positive, or a rate for a target whose static power is unknown or
+            already in an all-in price.
+    """
+    target = check_prices(target, target.name) if isinstance(target, Target) else load(target)
+    samples = len(counts)
+    if samples == 0:
+        raise DeployError("counts", expected="at least one sample", got="none")
+    known = {kind: target.events[kind] for kind in charged(target) if kind in target.events}
+    each = {kind: p.each for kind, p in known.items() if p.each is not None}
+    means = {kind: Fraction(sum(counts.total(kind).tolist()), samples) for kind in charged(target)}
+    lines = [_line(kind, means[kind], pj, known[kind]) for kind, pj in each.items()]
+    static = Fraction(0)
+    if rate_hz is not None:
+        static, source = _static(target, rate_hz)
+        lines.append(_line("static", Fraction(1), static, source))
+    unit = math.lcm(static.denominator, *(pj.denominator for pj in each.values()))  # sums are integers of 1/unit pJ
+    spent = {
+        name: sum((int(pj * unit) * kinds[kind].astype(object) for kind, pj in each.items()), np.zeros(samples, object))
+        for name, kinds in counts.events.items()
+    }
+    by_sample = sorted(sum(spent.values(), np.full(samples, int(static * unit), object)).tolist())
+    mean, *ranks = (_nj(Fraction(n, unit)) for n in (Fraction(sum(by_sample), samples), *_ranks(by_sample)))
+    unpriced = {kind: float(n) for kind, n in means.items() if n and kind not in each}
+    used = [line.evidence for line in lines if line.count] + ["unpublished"] * bool(unpriced or not lines)
+    bounds = sorted({line.bound for line in lines if line.bound and line.count})
+    return Bill(
+        target.name,
+        samples,
+        rate_hz,
+        tuple(lines),
+        unpriced,
+        None if unpriced else mean,
+        mean,
+        {name: _nj(Fraction(sum(row.tolist()), samples * unit)) for name, row in spent.items()},
+        Distribution(mean, *ranks),
+        max(used, key=EVIDENCE.index, default=EVIDENCE[0]),
+        "mixed" if len(bounds) > 1 else "".join(bounds),
+        target.not_modelled,
+    )
+
+
+def charged(target: Target) -> list[str]:
+    """The kinds that a bill of `target` charges: those it lists, and the unavoidable ones that none of them covers."""
+    covered = {kind for p in target.events.values() for kind in p.covers}
+    covered |= {a for pair in EXCLUSIVE for a, b in (pair, pair[::-1]) if b in target.events}
+    return [k for k in KINDS if k in target.events or (k in UNAVOIDABLE and k not in covered)]
+
+
+def _static(target: Target, rate_hz: float) -> tuple[Fraction, Price]:
+    """The static picojoules of one inference, and their provenance."""
+    where = f"target {target.name!r}"
+    if not (math.isfinite(rate_hz) and rate_hz > 0):
+        raise DeployError("rate", expected="a positive number of inferences per second", got=repr(rate_hz))
+    if any(p.scope == "all-in" for p in target.events.values()):
+        raise DeployError(where, "its all-in price includes static power already", hint="Leave the rate out.")
+    if target.static is None:
+        raise DeployError(where, "its static power is unknown", hint="Leave the rate out, or add [static] to the file.")
+    each = target.static.mw * 10**9 / Fraction(rate_hz)
+    source = f"{target.static.source}; spread over {rate_hz:g} inferences per second"
+    return each, Price(each, target.static.evidence, source)
+
+
+def _line(event: str, count: Fraction, each: Fraction, of: Price) -> Line:
+    return Line(event, float(count), float(each), _nj(count * each), of.evidence, of.scope, of.bound, of.source)
+
+
+def _nj(pj: Fraction) -> float:
+    return float(pj / 1000)
+
+
+def _ranks(ordered: list[int]) -> tuple[int, int, int, int]:
+    """Minimum, 5th percentile, 95th percentile and maximum by nearest rank."""
+    p5, p95 = (ordered[max(0, -(-len(ordered) * percent // 100) - 1)] for percent in (5, 95))
+    return ordered[0], p5, p95, ordered[-1]
