@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.s3nn-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-peers check constraints clean
+.PHONY: help setup demo test test-fast test-peers test-neurons check constraints clean
 
 help:  ## show this
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(SETUP)  ## make .venv with everything pinned (about 1.5 GB with PyTorch)
 
@@ -32,6 +32,10 @@ test-fast: setup  ## run the tests that need no Lava
 test-peers: setup  ## set up other NIR readers (3 GB) and run our files in them
 	$(BIN)/s3nn-deploy setup peers
 	S3NN_PEERS_REQUIRED=1 $(BIN)/python -m pytest -m peers
+
+test-neurons: setup  ## install snnTorch, Norse and SpikingJelly beside us and convert networks of their neurons
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[neurons]' -c constraints.txt
+	S3NN_NEURONS_REQUIRED=1 $(BIN)/python -m pytest tests/test_peer_neurons.py
 
 check: setup  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -55,6 +55,8 @@ class _Capture:
     ) -> _Value:
         """Record one operation and return the stand-in of its value."""
         tensors = {key: value.detach().clone() for key, value in (constants or {}).items()}
+        if "value" in tensors:
+            tensors["value"] = self.without_batch(kind, tensors["value"], inputs[0].dim())
         if any(t.is_meta for t in tensors.values()):
             raise self.refusal(kind, "uses a tensor without data", "Make constants with torch.tensor, on the CPU.")
         name = f"v{len(self.ops)}"
@@ -69,6 +71,14 @@ class _Capture:
         self.ops.append(Op(kind, name, names, shape[1:], self.where, tensors, attributes))
         return self.stand_in(shape[1:], name)
 
+    def without_batch(self, kind: str, constant: Tensor, axes: int) -> Tensor:
+        """A constant that was made for every sample of the batch, such as a neuron's initial state, for one."""
+        if constant.is_meta or constant.dim() < axes or len(constant) == 1:
+            return constant
+        if not torch.equal(constant[:1].expand_as(constant), constant):
+            raise self.refusal(kind, "takes other constants for other samples", "Treat all samples alike.")
+        return constant[:1]
+
     def refusal(self, what: str, problem: str, hint: str) -> DeployError:
         return DeployError(f"module {self.where or '(top)'!r}, {what}", problem, hint=hint)
 
@@ -78,7 +88,7 @@ class _Capture:
         A query is answered, a known operation is recorded. What is neither is refused, but only if the module's output
         depends on it: a neuron's reset, which no single step sees, may be anything.
         """
-        name = func.__name__.strip("_")
+        name = str(func) if isinstance(func, torch._ops.OpOverload) else func.__name__.strip("_")
         if name == "get":
             name = next((n for n in _PROPERTIES if getattr(torch.Tensor, n).__get__ == func), "get")
             if name == "device":
@@ -101,7 +111,7 @@ class _Capture:
     def _handled(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         handler = _HANDLERS.get(name)
         if handler is None:
-            hint = _ADVICE.get(name, _HINT)
+            hint = _FUSED if name.endswith(".forward.default") else _ADVICE.get(name, _HINT)
             raise self.refusal(name, "is no operation of a single-step spiking network", hint)
         try:
             bound = inspect.signature(handler).bind(self, *args, **kwargs)
@@ -131,12 +141,12 @@ _HINT = (
     "Between spikes, use convolutions or linear layers with integer weights (nn.IntConv2d, nn.IntLinear), sums "
     "(nn.Afferents), batch norm, nn.Spike, pooling of spikes and flatten."
 )
+_FUSED = "This fused neuron cannot be seen through: use its surrogate on membrane potential - threshold."
 _ADVICE = {
     "relu": "Use nn.Spike as the activation: populations exchange spikes.",
     "pad": "Give the padding to the convolution: nn.IntConv2d(..., padding=p).",
     "softmax": "Return the logits; a loss or a host takes the softmax.",
     "log_softmax": "Return the logits; a loss or a host takes the softmax.",
-    "forward.default": "A fused neuron cannot be seen through: use its surrogate on membrane potential - threshold.",
     "bool": "A network whose path depends on its data is no fixed network; decide by shapes or options instead.",
 }
 _PROPERTIES = (
@@ -362,6 +372,65 @@ def _cat(c: _Capture, tensors: Any, dim: int = 0) -> Any:
     return c.op("concat", values)
 
 
+def _unsqueeze(c: _Capture, input: Any, dim: int) -> Any:
+    """One sample after another as a sequence of one step; only a fused neuron takes that."""
+    if dim != 0:
+        raise c.refusal("unsqueeze", f"adds axis {dim}", "Keep values of shape [N, C, H, W] or [N, features].")
+    return _sequence(c, input)
+
+
+def _sequence(c: _Capture, value: Any) -> Any:
+    steps = torch.empty((1, *value.shape), dtype=c.dtype, device="meta").as_subclass(_Value)
+    steps.program_name = value.program_name
+    return steps
+
+
+def _getitem(c: _Capture, input: Any, index: Any) -> Any:
+    if index != 0 or len(input) != 1:
+        raise c.refusal("getitem", f"takes a part of a value: [{index}]", "Let populations read whole values.")
+    return c.stand_in(tuple(input.shape[2:]), input.program_name)
+
+
+def _unbind(c: _Capture, input: Any, dim: int = 0) -> Any:
+    return (_getitem(c, input, 0 if dim == 0 else dim),)
+
+
+def _stack(c: _Capture, tensors: Any, dim: int = 0) -> Any:
+    if dim != 0 or len(tensors) != 1:
+        raise c.refusal("stack", f"stacks {len(tensors)} values", "Concatenate spikes with torch.cat((a, b), 1).")
+    return _sequence(c, tensors[0])
+
+
+def _integrate_and_fire(c: _Capture, x: Any, v: Any, threshold: float, reset: Any, *_: Any) -> Any:
+    """SpikingJelly's IF: h = v + x, spikes where h >= threshold."""
+    return _fired(c, x, lambda x: _plus(c, x, v), threshold)
+
+
+def _leaky_integrate_and_fire(
+    c: _Capture, x: Any, v: Any, tau: float, decay_input: bool, threshold: float, reset: Any, *_: Any
+) -> Any:
+    """SpikingJelly's LIF: h = v + (x - (v - r)) / tau, or v - (v - r) / tau + x; spikes where h >= threshold."""
+    above = v - (reset or 0.0)
+    if decay_input:
+        return _fired(c, x, lambda x: _plus(c, _div(c, _plus(c, x, -above), tau), v), threshold)
+    return _fired(c, x, lambda x: _plus(c, x, v - above / tau), threshold)
+
+
+def _plus(c: _Capture, x: Any, constant: Tensor) -> Any:
+    return _add(c, x, constant) if bool((constant != 0).any()) else x
+
+
+def _fired(c: _Capture, x: Any, charge: Callable[[Any], Any], threshold: float) -> Any:
+    """The spikes of a fused neuron, as a sequence of one step; its state behind that step is nobody's."""
+    if c.dtype != torch.float32:
+        raise c.refusal("fused neuron", "computes in float32 amid float64", "Call module.float() first.")
+    spikes = _sequence(c, _compare(c, charge(_getitem(c, x, 0)), threshold, strict=False))
+    name = f"refused{len(c.refused)}"
+    c.refused[name] = c.refusal("fused neuron", "gives its state after the step", "Use its spikes alone.")
+    state = c.stand_in(tuple(spikes.shape[2:]), name)
+    return spikes, state, state
+
+
 def _same(c: _Capture, input: Any, *_: Any, **__: Any) -> Any:
     return input
 
@@ -449,6 +518,12 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("gt", "greater"), _greater),
     "heaviside": _heaviside,
     "spike": _spike,
+    "unsqueeze": _unsqueeze,
+    "getitem": _getitem,
+    "unbind": _unbind,
+    "stack": _stack,
+    "sj_if.forward.default": _integrate_and_fire,
+    "sj_lif.forward.default": _leaky_integrate_and_fire,
 }
 """What each torch function or method is, by its name without underscores."""
 

@@ -441,6 +441,22 @@ def test_spikes_in_other_spellings(activation: str) -> None:
     agree(trained(module, (1, 6, 6)), (1, 6, 6), 8)
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_state_that_a_module_makes_for_every_sample_is_a_constant_if_all_samples_have_the_same(alike: bool) -> None:
+    def forward(m: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        u = m.bn(m.conv(x))
+        state = torch.full(u.shape, 0.25) if alike else torch.rand(u.shape)
+        return m.readout((u + state >= 1).float().flatten(1))
+
+    module = Calls(forward, conv=nn.IntConv2d(1, 3, 3), bn=torch.nn.BatchNorm2d(3), readout=nn.IntLinear(48, 3))
+    module = trained(module, (1, 6, 6))
+    if alike:
+        agree(module, (1, 6, 6), 8)
+    else:
+        with pytest.raises(DeployError, match="other constants for other samples"):
+            s3.convert(module, (1, 6, 6))
+
+
 def test_in_place_changes_that_cannot_be_placed_are_seen() -> None:
     def forward(m: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         u = m.conv(x)

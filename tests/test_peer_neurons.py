@@ -1,8 +1,10 @@
 """Neurons of other packages at one step, where those packages are installed: their first step is what they are."""
 
+import os
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from modules import unsettle
@@ -12,23 +14,41 @@ from s3nn_deploy import nn
 from s3nn_deploy.backends import pytorch, reference
 from s3nn_deploy.capture import capture
 from s3nn_deploy.conversion import conversion
+from s3nn_deploy.errors import DeployError
+
+SNNTORCH, NORSE = "snntorch", "norse.torch"
+NEURON, SURROGATE = "spikingjelly.activation_based.neuron", "spikingjelly.activation_based.surrogate"
+
+ONE_STEP: dict[str, tuple[str, Callable[[Any], torch.nn.Module]]] = {
+    "snnTorch Leaky": (SNNTORCH, lambda p: p.Leaky(beta=0.9, init_hidden=True)),
+    "snnTorch Leaky, state returned": (SNNTORCH, lambda p: p.Leaky(beta=0.9, reset_mechanism="zero")),
+    "snnTorch Leaky, learned": (SNNTORCH, lambda p: p.Leaky(0.9, 0.7, learn_beta=True, learn_threshold=True)),
+    "snnTorch Lapicque": (SNNTORCH, lambda p: p.Lapicque(beta=0.9)),
+    "snnTorch Synaptic": (SNNTORCH, lambda p: p.Synaptic(alpha=0.9, beta=0.8)),
+    "Norse IAFCell": (NORSE, lambda p: p.IAFCell()),
+    "Norse LIFBoxCell": (NORSE, lambda p: p.LIFBoxCell()),
+    "Norse LIFCell": (NORSE, lambda p: p.LIFCell()),
+    "SpikingJelly IFNode": (NEURON, lambda p: p.IFNode()),
+    "SpikingJelly IFNode, soft reset": (NEURON, lambda p: p.IFNode(v_threshold=0.5, v_reset=None)),
+    "SpikingJelly IFNode, resting elsewhere": (NEURON, lambda p: p.IFNode(v_reset=-0.25)),
+    "SpikingJelly IFNode, S2NN": (NEURON, lambda p: p.IFNode(surrogate_function=import_module(SURROGATE).S2NN())),
+    "SpikingJelly LIFNode": (NEURON, lambda p: p.LIFNode(tau=3.0)),
+    "SpikingJelly LIFNode, input undecayed": (NEURON, lambda p: p.LIFNode(decay_input=False, v_reset=0.125)),
+    "SpikingJelly S2NN": (SURROGATE, lambda p: p.S2NN()),
+    "SpikingJelly ATan": (SURROGATE, lambda p: p.ATan()),
+}
+
+OTHERWISE: dict[str, tuple[str, Callable[[Any], torch.nn.Module], str]] = {
+    "snnTorch Alpha": (SNNTORCH, lambda p: p.Alpha(alpha=0.9, beta=0.8), "subtracts a value"),
+    "SpikingJelly, many steps": (NEURON, lambda p: p.IFNode(step_mode="m"), "takes a part"),
+    "SpikingJelly QIFNode": (NEURON, lambda p: p.QIFNode(), "sj_qif.*fused neuron cannot be seen through"),
+}
 
 
-def _snntorch() -> torch.nn.Module:
-    return pytest.importorskip("snntorch", reason="runs where snnTorch is installed").Leaky(
-        beta=0.9, threshold=1.0, init_hidden=True
-    )
-
-
-def _norse() -> torch.nn.Module:
-    return pytest.importorskip("norse.torch", reason="runs where Norse is installed").IAFCell()
-
-
-def _spikingjelly() -> torch.nn.Module:
-    surrogate = pytest.importorskip(
-        "spikingjelly.activation_based.surrogate", reason="runs where SpikingJelly is installed"
-    )
-    return surrogate.S2NN()
+def _package(name: str) -> Any:
+    if "S3NN_NEURONS_REQUIRED" in os.environ:
+        return import_module(name)
+    return pytest.importorskip(name, reason=f"runs where {name.partition('.')[0]} is installed")
 
 
 class _Net(torch.nn.Module):
@@ -42,19 +62,33 @@ class _Net(torch.nn.Module):
         return self.readout((fired[0] if isinstance(fired, tuple) else fired).flatten(1))
 
 
-@pytest.mark.parametrize("make", [_snntorch, _norse, _spikingjelly])
-def test_the_first_step_of_another_package_s_neuron_converts(make: Callable[[], torch.nn.Module]) -> None:
-    def built() -> torch.nn.Module:
-        torch.manual_seed(0)
-        net = _Net(make())
-        unsettle(net.norm, 0, net.conv(torch.randint(0, 256, (16, 1, 6, 6)).float()).detach())
-        return net.eval()
+def _net(neuron: torch.nn.Module) -> _Net:
+    torch.manual_seed(0)
+    net = _Net(neuron)
+    unsettle(net.norm, 0, net.conv(torch.randint(0, 256, (16, 1, 6, 6)).float()).detach())
+    net.norm.weight.data *= 8
+    return net.eval()
 
-    converted = conversion(capture(built(), (1, 6, 6)))
+
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_the_first_step_of_another_package_s_neuron_converts(name: str) -> None:
+    package, make = ONE_STEP[name]
+    neurons = _package(package)
+    converted = conversion(capture(_net(make(neurons)), (1, 6, 6)))
+    assert not converted.ambiguous
     x = samples(converted.net, 24)
     want = reference.run(converted.net, x)
+    fired = want.spikes[converted.net.populations[0].name]
+    assert 0 < fired.mean() < 1
     assert_same(pytorch.run(converted, x), want)
-    if not converted.ambiguous:
-        with torch.no_grad():
-            theirs = built()(torch.from_numpy(x).float()).argmax(1).numpy()
-        assert np.array_equal(theirs, want.predictions)
+    with torch.no_grad():
+        theirs = _net(make(neurons))(torch.from_numpy(x).float())
+        assert torch.equal(theirs, converted.program(torch.from_numpy(x).float()))
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_neuron_whose_first_step_is_not_known_is_refused(name: str) -> None:
+    package, make, problem = OTHERWISE[name]
+    net = _net(make(_package(package)))
+    with pytest.raises(DeployError, match=problem):
+        capture(net, (1, 6, 6))
