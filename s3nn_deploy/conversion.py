@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class Conversion:
 def convert(
     module: torch.nn.Module, input_shape: tuple[int, ...], input_bits: int = 8, *, harden: bool = True
 ) -> IntNet:
-    """The integer network that `module`, in eval mode, is.
+    """The integer network that `module`, in eval mode, is; `provenance["hardened"]` names the channels that had to be.
 
     Args:
         module: any `nn.Module` of integer synapse layers, batch norm, spikes, pooling of spikes, flatten and sums.
@@ -99,7 +100,10 @@ def conversion(program: Program, *, harden: bool = True) -> Conversion:
             hint = "Convert with harden=True: a copy gets switching points half-way between integers."
         raise DeployError(f"population {name!r}", f"channels {_some(channels)} {problem}", hint=hint)
     populations = tuple(_population(draft, program, decisions.get(draft.name)) for draft in drafts)
-    net = check(IntNet(program.input, populations, provenance={"tool": f"s3nn-deploy {__version__}"}))
+    provenance: dict[str, Any] = {"tool": f"s3nn-deploy {__version__}"}
+    if ambiguous:
+        provenance["hardened"] = {name: list(channels) for name, channels in ambiguous.items()}
+    net = check(IntNet(program.input, populations, provenance=provenance))
     return Conversion(net, program, {draft.name: draft.tap for draft in drafts}, ambiguous)
 
 

@@ -48,6 +48,7 @@ def save_model(
         raise DeployError(
             "provenance", expected="plain data (text, numbers, lists, dictionaries)", got=str(error)
         ) from error
+    plain_provenance = {**converted.net.provenance, **plain_provenance}
     plain = {**to_plain(converted.program), "classes": list(classes), "provenance": plain_provenance}
     with replacing(path) as temporary:
         torch.save(plain, temporary)

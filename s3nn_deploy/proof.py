@@ -15,7 +15,7 @@ that batch norm takes at most `thresholds.ROUNDINGS` roundings a term.
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,7 @@ class PopulationProof:
         direction: whether the float chain rises (1) or falls (-1) with PyTorch's u, or is constant (0).
         distance: from the switching point to the nearest of theta - 1 and theta that can occur, in units of u.
         error: how far floats can err there, in units of u.
+        hardened: channels whose switching point was within float error of an integer in the module as it was given.
         evaluated, reachable: values of u that PyTorch's own chain was run on, and that there are.
         failures: what does not hold.
     """
@@ -70,6 +71,7 @@ class PopulationProof:
     direction: tuple[int, ...] = ()
     distance: tuple[float | None, ...] = ()
     error: tuple[float | None, ...] = ()
+    hardened: tuple[int, ...] = ()
     evaluated: int = 0
     reachable: int = 0
     failures: tuple[str, ...] = ()
@@ -144,8 +146,16 @@ def _range(net: IntNet, population: Population) -> PopulationProof:
         tuple(theta.tolist()),
         worst_case(net, population),
         None,
+        hardened=_hardened(net, population.name),
         reachable=int((high - low + 1).sum()) if population.spiking else 0,
     )
+
+
+def _hardened(net: IntNet, name: str) -> tuple[int, ...]:
+    """What the conversion recorded; a file may hold anything there."""
+    recorded = net.provenance.get("hardened")
+    channels = recorded.get(name) if isinstance(recorded, Mapping) else None
+    return tuple(c for c in channels if isinstance(c, int)) if isinstance(channels, list) else ()
 
 
 def _worst_case(net: IntNet, population: Population, offset: NDArray[np.int64]) -> int:

@@ -270,6 +270,7 @@ def _kind(p: PopulationProof) -> str:
         return "linear readout"
     falling, constant = p.direction.count(-1), p.direction.count(0)
     parts = [f"{falling} falling" if falling else "", f"{constant} constant" if constant else ""]
+    parts.append(f"{len(p.hardened)} hardened" if p.hardened else "")
     return ", ".join(["thresholds", *filter(None, parts)])
 
 

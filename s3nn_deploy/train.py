@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from s3nn_deploy import __version__
 from s3nn_deploy.backends import pytorch
 from s3nn_deploy.capture import capture
 from s3nn_deploy.conversion import Conversion, conversion
@@ -115,10 +114,10 @@ def train(
     converted = conversion(capture(module, data.train_x.shape[1:], recipe.input_bits))
     correct = correct_predictions(converted, data.test_x, data.test_y)
     provenance = {
+        **converted.net.provenance,
         "recipe": recipe.plain(),
         "data": data.name,
         "torch": torch.__version__,
-        "tool": f"s3nn-deploy {__version__}",
         "test_correct": correct,
         "test_total": len(data.test_y),
         "device": device,

@@ -1,5 +1,8 @@
 """Converting a torch module: the integer network gives the module's own spikes and integers."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +18,9 @@ from s3nn_deploy.capture import capture
 from s3nn_deploy.conversion import conversion
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.intnet import Conv2d
+from s3nn_deploy.model import load_model
 from s3nn_deploy.program import from_plain, to_plain
+from s3nn_deploy.proof import prove
 
 
 def outputs(module: torch.nn.Module, x: np.ndarray) -> torch.Tensor:
@@ -187,6 +192,21 @@ def test_an_ambiguous_channel_is_hardened_or_refused() -> None:
     assert converted.ambiguous == {"layer0": (0,)}
     assert converted.net.populations[0].threshold.tolist() == [100, 101]
     agree(module, (2,), 8)
+
+
+def test_hardened_channels_stay_named_in_the_file_and_in_the_proof(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(
+        nn.IntLinear(2, 2, bias=False), torch.nn.BatchNorm1d(2), nn.Spike(), nn.IntLinear(2, 2)
+    )
+    module.eval()[0].weight.data = torch.tensor([[127.0, 3.0], [127.0, 5.0]])
+    module[1].running_mean[:] = torch.tensor([100.5, 100.0])
+    module[1].bias.data[:] = 1.0
+    saved = load_model(s3.save_model(module, tmp_path / "model.pt", input_shape=(2,)))
+    assert not saved.ambiguous
+    assert saved.net.provenance["hardened"] == {"layer0": [1]}
+    assert [p.hardened for p in prove(saved.net, saved).populations] == [(1,), ()]
+    hostile = replace(saved.net, provenance={"hardened": {"layer0": {"1": None}}})
+    assert [p.hardened for p in prove(hostile).populations] == [(), ()]
 
 
 def test_a_module_is_left_as_it_was() -> None:

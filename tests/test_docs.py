@@ -15,6 +15,12 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
 
 
+def test_the_example_runs() -> None:
+    example = Path(__file__).resolve().parent.parent / "examples" / "own_network.py"
+    made = subprocess.run([sys.executable, example], check=True, capture_output=True, text=True)
+    assert "equal, spike by spike" in made.stdout
+
+
 def test_the_commands_of_the_readme_exist_and_none_is_missing() -> None:
     named = set(re.findall(r"(?:^    |`)s3nn-deploy (\w+)", README, re.MULTILINE))
     assert named <= set(cli.main.commands)
