@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.s3nn-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-peers check constraints clean
+.PHONY: help setup demo test test-fast test-peers test-crosscheck check constraints clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +32,12 @@ test-fast: setup  ## run the tests that need no Lava
 test-peers: setup  ## set up other NIR readers (3 GB) and run our files in them
 	$(BIN)/s3nn-deploy setup peers
 	S3NN_PEERS_REQUIRED=1 $(BIN)/python -m pytest -m peers
+
+test-crosscheck: setup  ## set up SANA-FE and NeuroBench apart and count again with them
+	@test -x .crosscheck/bin/python || $(PYTHON) -m venv .crosscheck
+	.crosscheck/bin/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	.crosscheck/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary -e '.[crosscheck]'
+	S3NN_CROSSCHECK_REQUIRED=1 .crosscheck/bin/python -m pytest -m crosscheck
 
 check: setup  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -280,6 +280,16 @@ def _arrivals(net: IntNet, projection: Projection, signal: NDArray[np.bool_]) ->
     return [fired, (flat.astype(np.float64) @ taps.astype(np.float64)).astype(np.int64)]
 
 
+def synapses(net: IntNet, projection: Projection) -> int:
+    """How many synapses a projection has, exact at borders: what a dense accelerator computes."""
+    met = int(_arrivals(net, projection, np.ones((1, *net.source(projection).shape), dtype=bool))[1].sum())
+    match projection.synapses:
+        case Dense(weight=weight):
+            return met * len(weight)
+        case conv:
+            return met * len(conv.weight) // conv.groups
+
+
 def _geometry(synapses: Any) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     return synapses.stride, synapses.padding, synapses.dilation
 

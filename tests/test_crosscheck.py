@@ -173,7 +173,8 @@ def test_operations_are_neurobench_s_effective_macs_and_acs(name, tmp_path):
         layers[-1].weight.data = weight
         if p.spiking:
             layers.append(Fire(p.threshold))
-    batch = [(torch.tensor(x.astype(np.float32)), torch.zeros(len(x)))]
+    data = torch.utils.data.TensorDataset(torch.tensor(x.astype(np.float32)), torch.zeros(len(x)))
+    batch = torch.utils.data.DataLoader(data, batch_size=len(x))
     with contextlib.redirect_stdout(io.StringIO()):
         benchmark = Benchmark(TorchModel(torch.nn.Sequential(*layers)), batch, [], [], [[], [SynapticOperations]])
         got = benchmark.run(quiet=True)["SynapticOperations"]
