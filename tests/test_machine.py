@@ -7,15 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import ZOO, random_net, samples
 from test_emulator import synapses
 
 from s3nn_deploy.backends import reference
+from s3nn_deploy.cli import main
 from s3nn_deploy.errors import DeployError
+from s3nn_deploy.files import builtin
+from s3nn_deploy.formats import export
 from s3nn_deploy.intnet import INPUT, Dense, IntNet
 from s3nn_deploy.machine import FIGURES, Machine, Memory, figures, join, place
+from s3nn_deploy.stimuli import stimuli
+from s3nn_deploy.targets import load
 
 ROOMY = Machine(3, 4, 100, 64, 32, 8, Memory(1 << 20, 32), Memory(1 << 20, 256), Memory(1 << 20, 32), "a test")
 
@@ -167,6 +173,26 @@ def test_what_does_not_fit_is_refused_with_population_figure_limit_and_way_out()
         with pytest.raises(DeployError, match=r"population '.*") as error:
             emulated(net, machine, samples(net, 4))
         assert re.search(said, str(error.value), re.DOTALL)
+
+
+def test_simulate_shows_the_machine_or_says_why_not(tmp_path):
+    path = tmp_path / "net.npz"
+    export(ZOO["lenet"], path, "emulator")
+    small = tmp_path / "small.toml"
+    shipped = (builtin("targets") / "emulator.toml").read_text()
+    small.write_text(shipped.replace("accumulator_bits = 32", "accumulator_bits = 9"))
+    run = lambda *more: CliRunner().invoke(main, ["simulate", str(path), *more])  # noqa: E731
+    made = json.loads(run("--json").stdout)
+    assert made["machine_refusal"] is None
+    x = stimuli(ZOO["lenet"], 64)
+    assert made["machine"] == emulated(ZOO["lenet"], load("emulator").machine, x).plain()
+    assert set(made["twins_nj"]) == {
+        f"{kind}, {way}" for kind in ("int", "float32") for way in ("dense", "zero-skipping")
+    }
+    refused = json.loads(run("--json", "--target", str(small)).stdout)
+    assert refused["machine"] is None
+    assert "could overflow" in refused["machine_refusal"]
+    assert "could overflow" in run("--target", str(small)).stdout
 
 
 def test_figures_are_plain_data():
