@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.s3nn-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-peers test-neurons check constraints clean
+.PHONY: help setup demo test test-fast test-peers test-neurons test-crosscheck check constraints clean
 
 help:  ## show this
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(SETUP)  ## make .venv with everything pinned (about 1.5 GB with PyTorch)
 
@@ -36,6 +36,12 @@ test-peers: setup  ## set up other NIR readers (3 GB) and run our files in them
 test-neurons: setup  ## install snnTorch, Norse and SpikingJelly beside us and convert networks of their neurons
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[neurons]' -c constraints.txt
 	S3NN_NEURONS_REQUIRED=1 $(BIN)/python -m pytest tests/test_peer_neurons.py
+
+test-crosscheck: setup  ## set up SANA-FE and NeuroBench apart and count again with them
+	@test -x .crosscheck/bin/python || $(PYTHON) -m venv .crosscheck
+	.crosscheck/bin/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	.crosscheck/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary -e '.[crosscheck]'
+	S3NN_CROSSCHECK_REQUIRED=1 .crosscheck/bin/python -m pytest -m crosscheck
 
 check: setup  ## ruff and mypy
 	$(BIN)/ruff check .

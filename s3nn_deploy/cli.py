@@ -432,10 +432,11 @@ def simulate(
     \b
     Example: s3nn-deploy simulate model.pt --target loihi --samples 100
     """
+    from s3nn_deploy import machine
     from s3nn_deploy import targets as shipped
     from s3nn_deploy.backends import BACKENDS
     from s3nn_deploy.model import load
-    from s3nn_deploy.pricing import price
+    from s3nn_deploy.pricing import price, twins
     from s3nn_deploy.report import bill_sentences, bill_table, simulation, simulation_table
     from s3nn_deploy.simulation import simulate as run
 
@@ -443,6 +444,21 @@ def simulate(
     net = load(file)
     x, labels, what = _samples(net, data, input_file, samples)
     given = file if backend in BACKENDS and BACKENDS[backend].takes and file.suffix != ".pt" else None
+    placement, misfit, parts = None, None, []
+    if chosen.machine is not None and backend == "emulator":
+        try:
+            placement = machine.place(net, chosen.machine)
+        except DeployError as error:
+            misfit = error
+
+    def observe(batch: Any, trace: Any) -> None:
+        nonlocal placement, misfit
+        if placement is not None:
+            try:
+                parts.append(machine.figures(net, placement, batch, trace.spikes))
+            except DeployError as error:
+                placement, misfit = None, error
+
     with _progress(f"Simulating on {backend}") as advance:
         made = run(
             net,
@@ -451,10 +467,16 @@ def simulate(
             backend,
             file=given if given is not None and _takes(backend, given) else None,
             progress=advance,
+            observe=observe,
         )
     bill = None if made.counts is None else price(made.counts, chosen)
+    ran = machine.join(parts).plain() if placement is not None and parts else None
+    others = {} if made.counts is None or bill is None or bill.total is None else twins(net, made.counts, chosen)
+    others = {name: twin for name, twin in others.items() if twin.total is not None}
     if as_json:
-        return _emit({"file": str(file), "data": what, **simulation(net, made, bill)})
+        refusal = None if misfit is None else str(misfit)
+        more = {"machine": ran, "machine_refusal": refusal, "twins_nj": {n: t.total for n, t in others.items()}}
+        return _emit({"file": str(file), "data": what, **simulation(net, made, bill), **more})
     console = _console()
     console.print(simulation_table(net, made, bill))
     if bill is not None:
@@ -462,6 +484,18 @@ def simulate(
         console.print(bill_table(bill))
         for sentence in bill_sentences(bill):
             click.echo(sentence)
+    if bill is not None and others:
+        spent = ", ".join(f"{name} {twin.total:,.1f} nJ" for name, twin in others.items())
+        click.echo(f"Twins without spikes, same target, no static power: {spent}; this network {bill.total:,.1f} nJ.")
+    if ran is not None:
+        cycles, time = ran["cycles"], ran["microseconds"]
+        click.echo(
+            f"Machine: {ran['cores']} cores of {ran['elements']} elements at {ran['clock_mhz']} MHz: "
+            f"{cycles['mean']:,.0f} cycles ({cycles['min']:,} to {cycles['max']:,}), {time['mean']:,.2f} us an inference; "
+            f"at most {ran['queue_peak']:,} of {ran['queue_capacity']:,} events wait in a queue. More: --json."
+        )
+    if misfit is not None:
+        click.echo(f"Machine: {misfit}")
     if made.correct is not None:
         click.echo(f"Accuracy: {made.correct / len(x):.2%} ({made.correct} of {len(x)}, {what}).")
     else:

@@ -6,13 +6,15 @@ price says that it covers them. Arithmetic is exact (rationals and Python intege
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
 from s3nn_deploy.counts import KINDS, Counts
 from s3nn_deploy.errors import DeployError
+from s3nn_deploy.intnet import IntNet, signed_bits
+from s3nn_deploy.machine import synapses
 from s3nn_deploy.targets import EVIDENCE, EXCLUSIVE, Price, Target, check_prices, load
 
 UNAVOIDABLE = ("synops", "macs", "neuron_updates", "spikes")
@@ -123,6 +125,41 @@ def price(counts: Counts, target: Target | str, rate_hz: float | None = None) ->
         "mixed" if len(bounds) > 1 else "".join(bounds),
         target.not_modelled,
     )
+
+
+def twins(net: IntNet, counts: Counts, target: Target) -> dict[str, Bill]:
+    """The bills of `net`'s twins without spikes: the same synapses and activity, multi-bit activations, on the same target.
+
+    A dense twin computes every synapse and keeps a potential in a register until it is stored once; a zero-skipping one
+    does what the spiking network does, with multiplications. Its share of zeros is taken to be that of the spikes, and
+    an activation to cost what a spike does, both in the twin's favour or even. Integer twins have the network's weight
+    bits, float ones 32 and the target's `float_macs`. No static power.
+    """
+    stored = {
+        p.name: sum(
+            synapses(net, j) * signed_bits(int(j.synapses.weight.min()), int(j.synapses.weight.max()))
+            for j in p.projections
+        )
+        for p in net.populations
+    }
+    ones = np.ones(len(counts), dtype=np.int64)
+    dense, skipping, float_dense, float_skipping = {}, {}, {}, {}
+    for p in net.populations:
+        had = counts.events[p.name]
+        skips = {**had, "synops": 0 * ones, "synops_nonzero": 0 * ones}
+        skips |= {kind: had[kind] + had[f"synops{kind[4:]}"] for kind in ("macs", "macs_nonzero")}
+        every = {"macs": had["dense_macs"], "macs_nonzero": had["dense_macs"], "weight_bits": stored[p.name] * ones}
+        every |= dict.fromkeys(("membrane_reads", "membrane_writes"), had["neuron_updates"])
+        every |= {"spikes": p.size * p.spiking * ones}
+        skipping[p.name], dense[p.name] = skips, {**skips, **every}
+        float_skipping[p.name] = {**skips, "weight_bits": 32 * skips["macs"]}
+        float_dense[p.name] = {**dense[p.name], "weight_bits": 32 * had["dense_macs"]}
+    made = {"int, dense": price(Counts(dense), target), "int, zero-skipping": price(Counts(skipping), target)}
+    if target.float_macs is not None:
+        floats = replace(target, events={**target.events, "macs": target.float_macs})
+        made["float32, dense"] = price(Counts(float_dense), floats)
+        made["float32, zero-skipping"] = price(Counts(float_skipping), floats)
+    return made
 
 
 def charged(target: Target) -> list[str]:

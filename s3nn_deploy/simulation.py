@@ -12,7 +12,7 @@ from s3nn_deploy.backends import run
 from s3nn_deploy.counts import Counts
 from s3nn_deploy.counts import join as join_counts
 from s3nn_deploy.intnet import IntNet
-from s3nn_deploy.trace import checked_input
+from s3nn_deploy.trace import Trace, checked_input
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +48,14 @@ def simulate(
     file: Path | None = None,
     batch: int = 256,
     progress: Callable[[int, int], None] = lambda *_: None,
+    observe: Callable[[NDArray[Any], Trace], None] = lambda *_: None,
 ) -> Simulation:
     """Run `net` on integers `x` [N, *input shape] in batches.
 
     Args:
         labels: int64 [N], to count correct predictions.
         file: as for `backends.run`.
+        observe: called with each batch's inputs and its trace, in order.
         progress: called with (samples done, samples in all).
 
     Raises:
@@ -64,6 +66,7 @@ def simulate(
     spikes = dict.fromkeys((p.name for p in net.spiking), 0)
     for start in range(0, len(x), batch):
         trace = run(net, x[start : start + batch], backend, file)
+        observe(x[start : start + batch], trace)
         predictions.append(trace.predictions)
         readouts.append(trace.readout)
         for name, fired in trace.spikes.items():

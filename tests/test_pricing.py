@@ -13,7 +13,7 @@ from nets import ZOO, samples
 from s3nn_deploy.backends import run
 from s3nn_deploy.counts import KINDS, Counts, join
 from s3nn_deploy.errors import DeployError
-from s3nn_deploy.pricing import charged, price
+from s3nn_deploy.pricing import charged, price, twins
 from s3nn_deploy.targets import Price, Static, Target, load, names
 
 SPIKES, IMAGES = (run(ZOO[name], samples(ZOO[name], 21)).counts for name in ("mlp", "lenet"))
@@ -188,3 +188,20 @@ def test_a_bill_is_plain_data():
     assert plain["total"] is None
     assert {line["event"] for line in plain["lines"]} == {"synops", "neuron_updates", "spikes", "static"}
     assert all(line["source"] and line["evidence"] for line in plain["lines"])
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "residual"])
+def test_twins_cost_the_same_synapses_multiplied(name):
+    net, chip = ZOO[name], load("emulator")
+    counted = run(net, samples(net, 5)).counts
+    bills = {twin: {line.event: line for line in bill.lines} for twin, bill in twins(net, counted, chip).items()}
+    mean = lambda kind: float(counted.total(kind).sum() / 5)  # noqa: E731
+    for twin, lines in bills.items():
+        skips, floats = "zero-skipping" in twin, "float32" in twin
+        kinds = ("synops", "macs") if skips else ("dense_macs",)
+        operations = float(sum(int(counted.total(kind).sum()) for kind in kinds) / 5)
+        assert (lines["synops"].count, lines["macs"].count) == (0, operations)
+        assert lines["macs"].pj == (4.6 if floats else 0.3)
+        if floats:
+            assert lines["weight_bits"].count * 5 == 32 * sum(int(counted.total(kind).sum()) for kind in kinds)
+    assert bills["int, zero-skipping"]["weight_bits"].count == mean("weight_bits")
