@@ -515,9 +515,7 @@ def report(
         net = load(path)
         x, labels, what = _samples(net, data, input_file, samples)
         with _progress(f"Running {path.name}") as advance:
-            made.append(
-                document.gather(path, chosen, x, labels, what, rate_hz=rate, command=command, progress=advance)
-            )
+            made.append(document.gather(path, chosen, x, labels, what, rate_hz=rate, command=command, progress=advance))
     if html is not None:
         from s3nn_deploy import page
 
@@ -548,7 +546,10 @@ def _fit(net: "IntNet", target: "Target") -> tuple[str, str]:
     if fit.unplaced:
         return "Does not fit: " + " ".join(map(str, fit.unplaced)), ""
     chips = f"{fit.chips} chip{'s' if fit.chips > 1 else ''}"
-    return f"Fits on {len(fit.cores)} cores of {chips}; each core is filled as far as its fullest resource is.", drawing.svg(fit)
+    return (
+        f"Fits on {len(fit.cores)} cores of {chips}; each core is filled as far as its fullest resource is.",
+        drawing.svg(fit),
+    )
 
 
 @main.command()
@@ -578,6 +579,123 @@ def compare(a: Path, b: Path, html: Path | None, as_json: bool) -> None:
     _console().print(comparison_table(made))
     for note in made["notes"]:
         click.echo(note)
+
+
+@main.command()
+@click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--bits", help="Comma-separated weight widths, 2 to 8, to quantise to again, besides the model as it is.")
+@click.option("--targets", "names", default="emulator", show_default=True, help="Comma-separated names or .toml files.")
+@click.option(
+    "--vary",
+    multiple=True,
+    metavar="KEY=VALUE,...",
+    help="A key of the targets' files and its values, as events.weight_bits.pj=10,20,100; may be repeated.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with the models' data set; default $S3NN_DATA.")
+@click.option(
+    "--input", "input_file", type=click.Path(path_type=Path), help="A .npy with integers [N, *input shape] instead."
+)
+@click.option("--samples", type=click.IntRange(min=1), help="How many samples; default all that are held out.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes; default as many as there are processors.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("sweep.jsonl"),
+    show_default=True,
+    help="Results, a line each; what is there already is not computed again.",
+)
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the table as CSV, too.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Write a Pareto plot, one for each target.")
+@click.option("--json", "as_json", is_flag=True, help="Print plain data.")
+def sweep(
+    models: tuple[Path, ...],
+    bits: str | None,
+    names: str,
+    vary: tuple[str, ...],
+    data: Path | None,
+    input_file: Path | None,
+    samples: int | None,
+    jobs: int | None,
+    out: Path,
+    csv_file: Path | None,
+    svg: Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluate MODELS at several weight widths, on several targets and variants of them: accuracy against energy.
+
+    A killed sweep goes on when the same command is run again.
+
+    \b
+    Example: s3nn-deploy sweep model.pt --bits 6,4,3,2 --svg sweep.svg
+             s3nn-deploy sweep model.pt --targets emulator,odin --vary events.weight_bits.pj=10,20,100
+    """
+    import os
+
+    from s3nn_deploy import data as datasets
+    from s3nn_deploy import sweep as sweeps
+    from s3nn_deploy.files import write_text
+    from s3nn_deploy.model import load
+    from s3nn_deploy.report import sweep_table
+
+    varied = {}
+    for given in vary:
+        key, _, values = given.partition("=")
+        if not key or not values:
+            raise DeployError(f"--vary {given!r}", expected="KEY=VALUE,VALUE,...")
+        varied[key.strip()] = [value.strip() for value in values.split(",")]
+    try:
+        widths = [int(n) for n in bits.split(",")] if bits else []
+    except ValueError as error:
+        raise DeployError(f"--bits {bits!r}", expected="integers, comma-separated") from error
+
+    def inputs(model: Path) -> tuple[Any, ...]:
+        net = load(model)
+        x, labels, _ = _samples(net, data, input_file, samples)
+        name = net.provenance.get("data")
+        if input_file is None and isinstance(name, str):
+            return x, labels, datasets.load(name, data).quantised(min(net.input.bits, 8)).train_x[:256]
+        return x, labels, x[:256]
+
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    todo = sweeps.points(models, [None, *dict.fromkeys(widths)], chosen, varied, inputs)
+    with _progress("Sweeping") as advance:
+        rows = sweeps.sweep(todo, out, inputs, jobs=jobs or os.cpu_count() or 1, progress=advance)
+    if csv_file is not None:
+        write_text(csv_file, sweeps.to_csv(rows))
+    if svg is not None:
+        _plot_sweep(rows, svg)
+    if as_json:
+        return _emit(rows)
+    _console().print(sweep_table(rows))
+    for row in rows:
+        if row["refused"]:
+            click.echo(f"Refused: {row['label']}: {row['refused']}")
+    if len(chosen) > 1:
+        click.echo("Energies of different targets rest on different prices: compare rows of one target.")
+    click.echo(f"Results: {', '.join(str(path) for path in (out, csv_file, svg) if path is not None)}")
+
+
+def _plot_sweep(rows: list[dict[str, Any]], path: Path) -> None:
+    """One plot for each target, for the prices of two have no common axis."""
+    from s3nn_deploy import page
+    from s3nn_deploy.files import write_text
+    from s3nn_deploy.sweep import comparable
+
+    names = list(dict.fromkeys(row["target"] for row in rows))
+    for name in names:
+        here = [row for row in rows if row["target"] == name]
+        points = comparable(here)
+        place = path if len(names) == 1 else path.with_stem(f"{path.stem}-{Path(name).stem}")
+        if not points:
+            click.echo(f"note: no point has an energy on {name}: no plot.", err=True)
+            continue
+        part = " (priced part)" if any(row.get("unpriced") for row in here) else ""
+        up = (
+            "accuracy"
+            if all(row.get("accuracy") is not None for row in here if not row["refused"])
+            else "same predictions"
+        )
+        write_text(place, page.scatter(points, f"nJ per inference on {Path(name).stem}{part}", up, alone=True))
 
 
 def _takes(backend: str, file: Path) -> bool:

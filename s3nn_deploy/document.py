@@ -190,7 +190,9 @@ def read(path: str | Path) -> dict[str, Any]:
             summary(plain)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise DeployError(
-            str(path), f"is not a readable report ({type(error).__name__}: {error})", hint="Write it anew with `report --json`."
+            str(path),
+            f"is not a readable report ({type(error).__name__}: {error})",
+            hint="Write it anew with `report --json`.",
         ) from error
     if found != SCHEMA:
         hint = "Write it with `s3nn-deploy report MODEL --json > FILE`."
@@ -227,7 +229,9 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     if (a["target"]["name"], a["target"]["prices"]) != (b["target"]["name"], b["target"]["prices"]):
         names = [str(side["target"]["name"]) for side in (a, b)]
         other = "other prices" if names[0] == names[1] else f"the prices of {names[0]} and {names[1]}"
-        energy = f"The energies rest on {other}: their difference would say nothing about the networks, so none is given."
+        energy = (
+            f"The energies rest on {other}: their difference would say nothing about the networks, so none is given."
+        )
     elif a["bill"]["unpriced"] or b["bill"]["unpriced"]:
         energy = "A bill has terms that nobody priced: what is known of the energies is no total, so they have no difference."
     elif a["bill"]["rate_hz"] != b["bill"]["rate_hz"]:
@@ -266,14 +270,16 @@ def verdict(plain: Mapping[str, Any]) -> str:
     """The report in a sentence or two."""
     bill, samples, found = plain["bill"], plain["data"]["samples"], plain["accuracy"]
     correct = found["emulator"]["correct"]
-    right = "" if correct is None else f"{correct / samples:.2%} of {samples:,} samples right, "
+    right = "" if correct is None else f"{correct / samples:.2%} of {samples:,} samples right; "
     spread = f"p5 {figure(bill['distribution']['p5'])} to p95 {figure(bill['distribution']['p95'])}"
     if not bill["lines"]:
-        energy = f"for {figure(plain['totals']['synops'])} synaptic operations per inference; {bill['target']} has no published price"
+        energy = f"{figure(plain['totals']['synops'])} synaptic operations per inference; {bill['target']} has no published price"
     else:
         least = "at least " if bill["total"] is None or bill["bound"] == "min" else ""
-        energy = f"for {least}{figure(bill['at_least'])} nJ per inference on {bill['target']} ({spread})"
-    missing = f"; {', '.join(map(kind_name, bill['unpriced']))} not priced" if bill["unpriced"] and bill["lines"] else ""
+        energy = f"{least}{figure(bill['at_least'])} nJ per inference on {bill['target']} ({spread})"
+    missing = (
+        f"; {', '.join(map(kind_name, bill['unpriced']))} not priced" if bill["unpriced"] and bill["lines"] else ""
+    )
     names = [ENGINES[name] for name, row in found.items()]
     same = all(row["equal_to_emulator"] == samples for row in found.values())
     agree = "give the same prediction for every sample" if same else "DO NOT give the same predictions"

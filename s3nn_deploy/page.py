@@ -25,21 +25,24 @@ STYLE = f"""
 body {{ margin: 0; background: var(--back); color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }}
 main {{ max-width: 1120px; margin: 0 auto; padding: 2rem 1.25rem 3rem; }}
 h1 {{ font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; overflow-wrap: anywhere; }}
-h2 {{ font-size: 1.15rem; margin: 2.25rem 0 .6rem; }}
+h2 {{ font-size: 1.2rem; margin: 2.25rem 0 .6rem; }}
+h3 {{ font-size: 1rem; margin: 1.25rem 0 .3rem; }}
 p {{ margin: .4rem 0; max-width: 75ch; overflow-wrap: anywhere; }}
-.soft, figcaption, caption {{ color: var(--soft); font-size: .875rem; }}
+p.soft, figcaption {{ color: var(--soft); font-size: .875rem; }}
 .verdict {{ font-size: 1.15rem; border-left: 4px solid var(--accent); padding: .15rem 0 .15rem .9rem; margin: 1.1rem 0; }}
 .scroll {{ overflow-x: auto; }}
 .scroll:focus-visible {{ outline: 2px solid var(--accent); outline-offset: 2px; }}
 table {{ border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }}
-caption {{ text-align: left; padding-bottom: .35rem; }}
 th, td {{ text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }}
 thead th {{ color: var(--soft); font-weight: 600; vertical-align: bottom; }}
-th[scope=row] {{ font-weight: 500; max-width: 16rem; overflow-wrap: anywhere; min-width: 6rem; }}
+td:last-child, th:last-child {{ padding-right: 0; }}
+.brief table {{ width: auto; }} .brief th, .brief td {{ padding-right: 2rem; }}
+td.n + td:not(.n) {{ padding-left: .6rem; }}
+th[scope=row] {{ font-weight: 500; max-width: 16rem; overflow-wrap: anywhere; min-width: 9.5rem; }}
 .n {{ text-align: right; white-space: nowrap; }}
 tfoot th, tfoot td {{ font-weight: 700; border-bottom: 0; }}
-.plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 1rem; align-items: start; }}
-figure {{ margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .9rem; }}
+.plots {{ columns: 2 400px; column-gap: 1rem; }}
+figure {{ margin: 0 0 1rem; break-inside: avoid; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .9rem; }}
 figure h3 {{ margin: 0 0 .2rem; font-size: .95rem; }}
 figure svg {{ display: block; width: 100%; height: auto; max-width: 620px; }}
 figure.paper {{ background: #fff; color: #1b1f24; }}
@@ -53,13 +56,13 @@ li {{ overflow-wrap: anywhere; }} ol, ul {{ padding-left: 1.5rem; font-size: .9r
 @media print {{
 :root {{ --ink: #000; --soft: #444; --line: #bbb; --back: #fff; --card: #fff; --accent: #2457a5; {" ".join(f"--k{i}: {c};" for i, c in enumerate(COLOURS))} }}
 body {{ font-size: 10pt; }} main {{ max-width: none; padding: 0; }} .scroll {{ overflow: visible; }} table {{ font-size: 7.5pt; }}
-figure, tr, pre {{ break-inside: avoid; }} h2 {{ break-after: avoid; }} .plots {{ grid-template-columns: 1fr 1fr; }} thead {{ display: table-header-group; }}
+figure, tr, pre {{ break-inside: avoid; }} h2 {{ break-after: avoid; }} .plots {{ columns: 2 200px; }} thead {{ display: table-header-group; }}
 th, td {{ padding-right: .35rem; }} tfoot {{ display: table-row-group; }} * {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }} }}
 """
 
 PLOT_STYLE = (
-    "text { font: 11px system-ui, 'DejaVu Sans', sans-serif; fill: var(--ink, #1b1f24); } "
-    ".soft { fill: var(--soft, #57606a); } .axis { stroke: var(--line, #b8c0c8); fill: none; } "
+    ".plot text { font: 11px system-ui, 'DejaVu Sans', sans-serif; fill: var(--ink, #1b1f24); } "
+    ".plot .soft { fill: var(--soft, #57606a); } .axis { stroke: var(--line, #b8c0c8); fill: none; } "
     ".front { stroke: var(--accent, #2457a5); fill: none; stroke-width: 1.5; stroke-dasharray: 4 3; } "
     + " ".join(f".k{i} {{ fill: var(--k{i}, {c}); }}" for i, c in enumerate(COLOURS))
 )
@@ -87,7 +90,12 @@ def report(plain: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = (), p
     ]
     if target["limits"]:
         body.append(f"<p><strong>Exceeds a limit of the target:</strong> {escape(target['limits'])}</p>")
-    body += ["<h2>Accuracy</h2>", _accuracy(plain), "<h2>Where it goes</h2>", _plots(plain, others)]
+    body += [
+        "<h2>Accuracy</h2>",
+        f'<div class="brief">{_accuracy(plain)}</div>',
+        "<h2>Where it goes</h2>",
+        _plots(plain, others),
+    ]
     body += ["<h2>Populations</h2>", _populations(plain), "<h2>The bill</h2>", _bill(bill)]
     if fit:
         body += ["<h2>On the chip</h2>", f"<p>{escape(fit)}</p>"]
@@ -118,7 +126,9 @@ def comparison(plain: Mapping[str, Any]) -> str:
     ]
     body = [f"<header><h1>{escape(names[0])}<br>and {escape(names[1])}</h1></header>"]
     body += [f'<p class="verdict">{escape(note)}</p>' for note in plain["notes"]]
-    body.append(table(["figure", "> A", "> B", "> B - A", "> B / A"], rows, "Means per inference. A is the first report."))
+    body.append(
+        table(["figure", "> A", "> B", "> B - A", "> B / A"], rows, "Means per inference. A is the first report.")
+    )
     for key, name in zip("ab", names, strict=True):
         side = plain[key]
         facts = {"network": side["model"]["network"], "inputs": f"{side['data']['samples']:,}, {side['data']['what']}"}
@@ -154,15 +164,19 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str, l
 
     def cells(row: Sequence[str]) -> str:
         made = [f'<th scope="row">{escape(row[0])}</th>']
-        made += [f'<td class="n">{escape(c)}</td>' if r else f"<td>{escape(c)}</td>" for c, r in zip(row, right, strict=True)][1:]
+        made += [
+            f'<td class="n">{escape(c)}</td>' if r else f"<td>{escape(c)}</td>" for c, r in zip(row, right, strict=True)
+        ][1:]
         return f"<tr>{''.join(made)}</tr>"
 
     head = "".join(
-        f'<th scope="col"{" class=n" if r else ""}>{escape(c.lstrip("> "))}</th>' for c, r in zip(columns, right, strict=True)
+        f'<th scope="col"{" class=n" if r else ""}>{escape(c.lstrip("> "))}</th>'
+        for c, r in zip(columns, right, strict=True)
     )
     foot = f"<tfoot>{cells(last)}</tfoot>" if last else ""
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table><caption>{escape(caption)}</caption>'
+        f'<p class="soft">{escape(caption)}</p>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table aria-label="{escape(caption)}">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(map(cells, rows))}</tbody>{foot}</table></div>"
     )
 
@@ -203,7 +217,18 @@ def _populations(plain: Mapping[str, Any]) -> str:
     found = plain["populations"]
     last = ["total", "", f"{sum(p['neurons'] for p in found):,}", "", f"{sum(p.get('silent', 0) for p in found):,}"]
     last += [figure(plain["totals"][kind]) for kind in kinds] + [memory(sum(p["weight_memory_bits"] for p in found))]
-    columns = ["population", "synapses", ">neurons", ">rate", ">never fire", ">synops", ">non-zero", ">MACs", ">dense MACs", ">weights KiB"]
+    columns = [
+        "population",
+        "synapses",
+        ">neurons",
+        ">rate",
+        ">never fire",
+        ">synops",
+        ">non-zero",
+        ">MACs",
+        ">dense MACs",
+        ">weights KiB",
+    ]
     energy = ""
     if priced:
         unpriced = bool(plain["bill"]["unpriced"])
@@ -222,17 +247,38 @@ def _bill(bill: Mapping[str, Any]) -> str:
     for number, line in enumerate(bill["lines"], 1):
         least = {"min": "≥ ", "max": "≤ "}.get(line["bound"], "")
         grade = f"{line['evidence']}, {line['scope']}"
-        cells = [kind_name(line["event"]), figure(line["count"]), f"{least}{line['pj']:,.4g}", figure(line["nj"]), grade, f"({number})"]
+        cells = [
+            kind_name(line["event"]),
+            figure(line["count"]),
+            f"{least}{line['pj']:,.4g}",
+            figure(line["nj"]),
+            grade,
+            f"({number})",
+        ]
         rows.append(cells)
-    rows += [[kind_name(kind), figure(n), "unknown", "unknown", "unpublished, not zero", ""] for kind, n in bill["unpriced"].items()]
+    rows += [
+        [kind_name(kind), figure(n), "unknown", "unknown", "unpublished, not zero", ""]
+        for kind, n in bill["unpriced"].items()
+    ]
     last: list[str] = []
     if bill["total"] is not None and bill["lines"]:
         last = ["total", "", "", ("≥ " if bill["bound"] == "min" else "") + figure(bill["total"]), bill["evidence"], ""]
-    made = [table(["event", ">per inference", ">pJ each", ">nJ", "evidence", "source"], rows, f"Per inference on {bill['target']}.", last)]
+    made = [
+        table(
+            ["event", ">per inference", ">pJ each", ">nJ", "evidence", "source"],
+            rows,
+            f"Per inference on {bill['target']}.",
+            last,
+        )
+    ]
     if bill["unpriced"]:
-        made.append("<p>There is no total: nobody published what the terms marked unknown cost, and unknown is not zero.</p>")
+        made.append(
+            "<p>There is no total: nobody published what the terms marked unknown cost, and unknown is not zero.</p>"
+        )
     if bill["rate_hz"] is None:
-        made.append('<p class="soft">No static power is in this bill: no inference rate was given, or none is known.</p>')
+        made.append(
+            '<p class="soft">No static power is in this bill: no inference rate was given, or none is known.</p>'
+        )
     if bill["lines"]:
         sources = "".join(f"<li>{escape(line['source'])}</li>" for line in bill["lines"])
         made.append(f"<h3>Sources</h3><ol>{sources}</ol>")
@@ -251,17 +297,18 @@ def _plots(plain: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str
         made.append(_figure(f"Energy by kind of event, nJ{least}", bars(rows), "Mean of one inference."))
         found = [kind for kind in kinds if kind in KINDS]
         rows = [
-            (p["name"], [(kinds.index(kind), p["energy_by_kind_nj"][kind]) for kind in found]) for p in plain["populations"]
+            (p["name"], [(kinds.index(kind), p["energy_by_kind_nj"][kind]) for kind in found])
+            for p in plain["populations"]
         ]
         used = [kind for kind in found if any(p["energy_by_kind_nj"][kind] for p in plain["populations"])]
-        made.append(_figure(f"Energy by population, nJ{least}", bars(rows), "", _legend(kinds, used)))
+        last = _figure(f"Energy by population, nJ{least}", bars(rows), "", _legend(kinds, used))
         spread = bill["distribution"]
         text = f"p5 {figure(spread['p5'])}, mean {figure(spread['mean'])}, p95 {figure(spread['p95'])} nJ over {bill['samples']:,} samples."
         made.append(_figure(f"Energy of each sample, nJ{least}", histogram(plain["energy_histogram"], "samples"), text))
     else:
         rows = [(p["name"], [(0, p["counts"]["synops"]), (1, p["counts"]["macs"])]) for p in plain["populations"]]
         legend = _legend(["synops", "macs"], ["synops", "macs"])
-        made.append(_figure("Operations by population", bars(rows), "Nothing is priced: counts only.", legend))
+        last = _figure("Operations by population", bars(rows), "Nothing is priced: counts only.", legend)
     silent = sum(p.get("silent", 0) for p in plain["populations"])
     always = sum(p.get("always", 0) for p in plain["populations"])
     text = f"How often each neuron fires, as a share of the samples; {silent:,} never do, {always:,} always."
@@ -274,7 +321,7 @@ def _plots(plain: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str
     if others and points:
         text = "Each point is a model; the dashed line joins those that no other beats in both."
         made.append(_figure(f"Accuracy against energy{least}", scatter(points, "nJ per inference", "accuracy"), text))
-    return f'<div class="plots">{"".join(made)}</div>'
+    return f'<div class="plots">{"".join([*made, last])}</div>'
 
 
 def _figure(title: str, svg: str, text: str, legend: str = "") -> str:
@@ -288,7 +335,7 @@ def _legend(kinds: Sequence[str], used: Sequence[str]) -> str:
 
 
 def _svg(height: float, parts: Iterable[str], label: str, alone: bool = False) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">'
     if alone:
         head += f'<style>{PLOT_STYLE}</style><rect width="{WIDTH}" height="{height:.0f}" fill="white"/>'
     return head + "".join(parts) + "</svg>"
@@ -300,15 +347,19 @@ def _short(text: str, most: int) -> str:
 
 def bars(rows: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> str:
     """Horizontal bars, each a row's parts (colour, value >= 0) one behind the other, with its sum at the end."""
-    left, end, step = 132, 62, 22
+    left, end, step = 142, 62, 22
     most = max((sum(v for _, v in parts) for _, parts in rows), default=0) or 1.0
     scale, made = (WIDTH - left - end) / most, []
     for index, (name, parts) in enumerate(rows):
         x, y, total = float(left), index * step + 4, sum(v for _, v in parts)
-        made.append(f'<g><title>{escape(name)}: {figure(total)}</title><text x="{left - 8}" y="{y + 12}" text-anchor="end">{escape(_short(name, 19))}</text>')
+        made.append(
+            f'<g><title>{escape(name)}: {figure(total)}</title><text x="{left - 8}" y="{y + 12}" text-anchor="end">{escape(_short(name, 21))}</text>'
+        )
         for colour, value in parts:
             if value > 0:
-                made.append(f'<rect x="{x:.2f}" y="{y}" width="{max(value * scale, 0.5):.2f}" height="15" class="k{colour % 10}"/>')
+                made.append(
+                    f'<rect x="{x:.2f}" y="{y}" width="{max(value * scale, 0.5):.2f}" height="15" class="k{colour % 10}"/>'
+                )
                 x += value * scale
         made.append(f'<text x="{x + 5:.2f}" y="{y + 12}" class="soft">{figure(total)}</text></g>')
     label = "Bars: " + ", ".join(f"{name} {figure(sum(v for _, v in parts))}" for name, parts in rows)
@@ -327,7 +378,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 def histogram(plain: Mapping[str, Sequence[float]], what: str, percent: bool = False) -> str:
     """Bars of `counts` between `edges`."""
     edges, counts = plain["edges"], plain["counts"]
-    left, right, top, floor = 46, 14, 18, 176
+    left, right, top, floor = 46, 22, 18, 176
     low, high, most = edges[0], edges[-1], max(counts, default=0) or 1
 
     def at(value: float) -> float:
@@ -337,10 +388,14 @@ def histogram(plain: Mapping[str, Sequence[float]], what: str, percent: bool = F
     for tick in ticks(0, most, 4):
         if tick == int(tick):
             y = floor - tick / most * (floor - top)
-            made.append(f'<path d="M{left} {y:.1f}H{WIDTH - right}" class="axis"/><text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" class="soft">{tick:,.0f}</text>')
+            made.append(
+                f'<path d="M{left} {y:.1f}H{WIDTH - right}" class="axis"/><text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" class="soft">{tick:,.0f}</text>'
+            )
     for a, b, n in zip(edges, edges[1:], counts, strict=False):
         tall = n / most * (floor - top)
-        made.append(f'<rect x="{at(a) + 0.5:.2f}" y="{floor - tall:.2f}" width="{max(at(b) - at(a) - 1, 0.5):.2f}" height="{tall:.2f}" class="k0"><title>{n:,}</title></rect>')
+        made.append(
+            f'<rect x="{at(a) + 0.5:.2f}" y="{floor - tall:.2f}" width="{max(at(b) - at(a) - 1, 0.5):.2f}" height="{tall:.2f}" class="k0"><title>{n:,}</title></rect>'
+        )
     for tick in ticks(low, high):
         text = f"{tick:.0%}" if percent else figure(tick)
         made.append(f'<text x="{at(tick):.1f}" y="{floor + 16}" text-anchor="middle" class="soft">{text}</text>')
@@ -377,28 +432,48 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str, al
         x = left + (transform(cost) - low) / (high - low) * (WIDTH - left - right)
         return x, floor - (share - base) / (roof - base) * (floor - top)
 
-    made = [f'<text x="4" y="12" class="soft">{escape(up)}</text><path d="M{left} {top}V{floor}H{WIDTH - right}" class="axis"/>']
+    made = [
+        f'<text x="4" y="12" class="soft">{escape(up)}</text><path d="M{left} {top}V{floor}H{WIDTH - right}" class="axis"/>'
+    ]
     for tick in ticks(base, min(roof, 1), 5):
         y = at(costs[0], tick)[1]
         digits = 0 if roof - base > 0.2 else 1 if roof - base > 0.01 else 2
-        made.append(f'<path d="M{left} {y:.1f}H{WIDTH - right}" class="axis"/><text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" class="soft">{tick:.{digits}%}</text>')
-    marks = [m * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) for m in (1, 3)] if log else ticks(low, high)
+        made.append(
+            f'<path d="M{left} {y:.1f}H{WIDTH - right}" class="axis"/><text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" class="soft">{tick:.{digits}%}</text>'
+        )
+    marks = (
+        [m * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) for m in (1, 3)] if log else ticks(low, high)
+    )
     for tick in marks:
         if low <= (math.log10(tick) if log else tick) <= high:
-            made.append(f'<text x="{at(tick, base)[0]:.1f}" y="{floor + 16}" text-anchor="middle" class="soft">{figure(tick)}</text>')
-    made.append(f'<text x="{WIDTH - right}" y="{floor + 33}" text-anchor="end" class="soft">{escape(across)}{" (logarithmic)" if log else ""}</text>')
+            made.append(
+                f'<text x="{at(tick, base)[0]:.1f}" y="{floor + 16}" text-anchor="middle" class="soft">{figure(tick)}</text>'
+            )
+    made.append(
+        f'<text x="{WIDTH - right}" y="{floor + 33}" text-anchor="end" class="soft">{escape(across)}{" (logarithmic)" if log else ""}</text>'
+    )
     best = front(points)
-    made.append('<path d="M' + "L".join("{:.1f} {:.1f}".format(*at(*points[i][1:])) for i in best) + '" class="front"/>')
+    made.append(
+        '<path d="M' + "L".join("{:.1f} {:.1f}".format(*at(*points[i][1:])) for i in best) + '" class="front"/>'
+    )
     spots = [at(*p[1:]) for p in points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
     order = [*best, *(i for i in range(len(points)) if i not in best)]
     for index in order:
         (x, y), name = spots[index], points[index][0]
         colour = 0 if index in best else 8
-        made.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="k{colour}"><title>{escape(name)}: {figure(costs[index])}, {shares[index]:.2%}</title></circle>')
+        made.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="k{colour}"><title>{escape(name)}: {figure(costs[index])}, {shares[index]:.2%}</title></circle>'
+        )
         text = _short(name, 24)
         wide = 6.2 * len(text)
-        for x0, y0 in ((x + 8, y - 8), (x + 8, y + 2), (x - 8 - wide, y - 8), (x - wide / 2, y - 22), (x - wide / 2, y + 8)):
+        for x0, y0 in (
+            (x + 8, y - 8),
+            (x + 8, y + 2),
+            (x - 8 - wide, y - 8),
+            (x - wide / 2, y - 22),
+            (x - wide / 2, y + 8),
+        ):
             box = (x0, y0, x0 + wide, y0 + 13)
             inside = box[0] >= left and box[2] <= WIDTH - 2 and box[1] >= top - 10 and box[3] <= floor
             if inside and not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):

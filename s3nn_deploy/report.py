@@ -1,6 +1,6 @@
 """What commands print: tables for people, dictionaries with the same figures for machines. Computes nothing new."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -239,6 +239,28 @@ def comparison_table(plain: Mapping[str, Any]) -> Table:
     for row in plain["rows"]:
         cells = ["-" if row[key] is None else f"{row[key]:,.4g}" for key in ("a", "b", "difference", "ratio")]
         made.add_row(row["figure"], *cells)
+    return made
+
+
+def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The points of a sweep, for people."""
+    made = table("point", ">w bits", ">accuracy", ">same predictions", ">synops", ">weights KiB", ">energy nJ", "")
+    for row in rows:
+        if "network" not in row:
+            made.add_row(escape(row["label"]), *["-"] * 6, "refused")
+            continue
+        energy = "-" if row["energy_nj"] is None else f"{row['energy_nj']:,.2f}"
+        least = ">= " if energy != "-" and (row["unpriced"] or row["bound"] == "min") else ""
+        made.add_row(
+            escape(row["label"]),
+            str(row["weight_bits"]),
+            "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}",
+            f"{row['same_predictions']:.2%}",
+            f"{row['synops']:,.1f}",
+            f"{row['weight_memory_bits'] / 8192:,.1f}",
+            f"{least}{energy}",
+            "refused" if row["refused"] else "",
+        )
     return made
 
 
