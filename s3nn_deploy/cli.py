@@ -627,7 +627,7 @@ def sweep(
 
     \b
     Example: s3nn-deploy sweep model.pt --bits 6,4,3,2 --svg sweep.svg
-             s3nn-deploy sweep model.pt --targets emulator,odin --vary events.weight_bits.pj=10,20,100
+             s3nn-deploy sweep model.pt --vary events.weight_bits.pj=10,20,100
     """
     import os
 

@@ -216,7 +216,8 @@ def summary(plain: Mapping[str, Any]) -> dict[str, float | None]:
         "firing rate": fired / neurons if neurons else None,
         "neurons": float(sum(p["neurons"] for p in plain["populations"])),
         "weight memory, bits": float(sum(p["weight_memory_bits"] for p in plain["populations"])),
-        "energy, nJ": float(bill["at_least"]) if bill["lines"] else None,
+        "energy, nJ": None if bill["unpriced"] or not bill["lines"] else float(bill["at_least"]),
+        "priced part of the energy, nJ": float(bill["at_least"]) if bill["unpriced"] and bill["lines"] else None,
     }
 
 
@@ -237,6 +238,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     elif a["bill"]["rate_hz"] != b["bill"]["rate_hz"]:
         energy = "Static power is spread over different rates: the energies have no difference."
     notes += [energy] if energy else []
+    if least := [name for name, side in (("A", a), ("B", b)) if side["bill"]["bound"] == "min"]:
+        notes.append(f"The prices of {' and '.join(least)} are minimums: the energy is at least what is shown.")
     if a["data"]["sha256"] != b["data"]["sha256"]:
         notes.append(
             f"The inputs differ ({a['data']['what']}, {a['data']['samples']}; {b['data']['what']}, {b['data']['samples']}): "
@@ -247,7 +250,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     left, right, rows = summary(a), summary(b), []
     for name in left:
         x, y = left[name], right[name]
-        bare = x is None or y is None or (energy and name.startswith("energy"))
+        bare = x is None or y is None or (energy and "energy" in name)
         rows.append(
             {
                 "figure": name,

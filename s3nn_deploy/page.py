@@ -16,20 +16,29 @@ WIDTH = 460
 COLOURS = ("#3b6fb6", "#c8553d", "#2e8b57", "#b58900", "#8a4f9e", "#1f9aa8", "#7a5230", "#c2478c", "#6b7280", "#557a1f")
 DARK = ("#7fb0ee", "#f08a70", "#63c78f", "#e3bd4a", "#c491da", "#5fd0dc", "#c99d72", "#ee8fc2", "#a9b0bb", "#a3c963")
 
+
+def _numbered(colours: Sequence[str]) -> str:
+    return " ".join(f"--k{i}: {colour};" for i, colour in enumerate(colours))
+
+
 STYLE = f"""
-:root {{ color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d5dae0; --back: #ffffff; --card: #f6f7f9; --accent: #2457a5;
-{" ".join(f"--k{i}: {c};" for i, c in enumerate(COLOURS))} }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e8eaed; --soft: #a3abb5; --line: #363c44; --back: #14171a; --card: #1d2125; --accent: #8db8f5;
-{" ".join(f"--k{i}: {c};" for i, c in enumerate(DARK))} }} }}
+:root {{ color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d5dae0; --back: #ffffff; --card: #f6f7f9;
+  --accent: #2457a5;
+{_numbered(COLOURS)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e8eaed; --soft: #a3abb5; --line: #363c44; --back: #14171a;
+  --card: #1d2125; --accent: #8db8f5;
+{_numbered(DARK)} }} }}
 * {{ box-sizing: border-box; }}
-body {{ margin: 0; background: var(--back); color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }}
+body {{ margin: 0; background: var(--back); color: var(--ink);
+  font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }}
 main {{ max-width: 1120px; margin: 0 auto; padding: 2rem 1.25rem 3rem; }}
 h1 {{ font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.2rem; margin: 2.25rem 0 .6rem; }}
 h3 {{ font-size: 1rem; margin: 1.25rem 0 .3rem; }}
 p {{ margin: .4rem 0; max-width: 75ch; overflow-wrap: anywhere; }}
 p.soft, figcaption {{ color: var(--soft); font-size: .875rem; }}
-.verdict {{ font-size: 1.15rem; border-left: 4px solid var(--accent); padding: .15rem 0 .15rem .9rem; margin: 1.1rem 0; }}
+.verdict {{ font-size: 1.15rem; border-left: 4px solid var(--accent); padding: .15rem 0 .15rem .9rem;
+  margin: 1.1rem 0; }}
 .scroll {{ overflow-x: auto; }}
 .scroll:focus-visible {{ outline: 2px solid var(--accent); outline-offset: 2px; }}
 table {{ border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }}
@@ -37,27 +46,34 @@ th, td {{ text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px sol
 thead th {{ color: var(--soft); font-weight: 600; vertical-align: bottom; }}
 td:last-child, th:last-child {{ padding-right: 0; }}
 .brief table {{ width: auto; }} .brief th, .brief td {{ padding-right: 2rem; }}
-td.n + td:not(.n) {{ padding-left: .6rem; }}
+td.n + td:not(.n), th.n + th:not(.n) {{ padding-left: .6rem; }}
 th[scope=row] {{ font-weight: 500; max-width: 16rem; overflow-wrap: anywhere; min-width: 9.5rem; }}
 .n {{ text-align: right; white-space: nowrap; }}
 tfoot th, tfoot td {{ font-weight: 700; border-bottom: 0; }}
 .plots {{ columns: 2 400px; column-gap: 1rem; }}
-figure {{ margin: 0 0 1rem; break-inside: avoid; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .9rem; }}
+figure {{ margin: 0 0 1rem; break-inside: avoid; background: var(--card); border: 1px solid var(--line);
+  border-radius: 8px; padding: .9rem; }}
 figure h3 {{ margin: 0 0 .2rem; font-size: .95rem; }}
 figure svg {{ display: block; width: 100%; height: auto; max-width: 620px; }}
-figure.paper {{ background: #fff; color: #1b1f24; }}
-pre {{ background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }}
+figure.paper {{ max-width: 680px; background: #fff; color: #1b1f24; }}
+pre {{ background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }}
 dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .875rem; }}
 dt {{ color: var(--soft); }} dd {{ margin: 0; overflow-wrap: anywhere; }}
 li {{ overflow-wrap: anywhere; }} ol, ul {{ padding-left: 1.5rem; font-size: .9rem; }}
-.legend {{ list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1rem; padding: 0; margin: .5rem 0 0; font-size: .8rem; }}
+.legend {{ list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1rem; padding: 0; margin: .5rem 0 0;
+  font-size: .8rem; }}
 .legend svg {{ display: inline-block; width: .8em; height: .8em; margin-right: .35em; }}
-@media (max-width: 520px) {{ main {{ padding: 1.1rem .9rem 2rem; }} dl {{ grid-template-columns: 1fr; }} dd {{ margin-bottom: .4rem; }} }}
+@media (max-width: 520px) {{ main {{ padding: 1.1rem .9rem 2rem; }} dl {{ grid-template-columns: 1fr;
+  }} dd {{ margin-bottom: .4rem; }} }}
 @media print {{
-:root {{ --ink: #000; --soft: #444; --line: #bbb; --back: #fff; --card: #fff; --accent: #2457a5; {" ".join(f"--k{i}: {c};" for i, c in enumerate(COLOURS))} }}
-body {{ font-size: 10pt; }} main {{ max-width: none; padding: 0; }} .scroll {{ overflow: visible; }} table {{ font-size: 7.5pt; }}
-figure, tr, pre {{ break-inside: avoid; }} h2 {{ break-after: avoid; }} .plots {{ columns: 2 200px; }} thead {{ display: table-header-group; }}
-th, td {{ padding-right: .35rem; }} tfoot {{ display: table-row-group; }} * {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }} }}
+:root {{ --ink: #000; --soft: #444; --line: #bbb; --back: #fff; --card: #fff; --accent: #2457a5; {_numbered(COLOURS)} }}
+body {{ font-size: 10pt; }} main {{ max-width: none; padding: 0; }} .scroll {{ overflow: visible;
+  }} table {{ font-size: 7.5pt; }}
+figure, tr, pre {{ break-inside: avoid; }} h2 {{ break-after: avoid; }} .plots {{ columns: 2 200px;
+  }} thead {{ display: table-header-group; }}
+th, td {{ padding-right: .35rem; }} tfoot {{ display: table-row-group; }} * {{ print-color-adjust: exact;
+  -webkit-print-color-adjust: exact; }} }}
 """
 
 PLOT_STYLE = (
@@ -335,10 +351,21 @@ def _legend(kinds: Sequence[str], used: Sequence[str]) -> str:
 
 
 def _svg(height: float, parts: Iterable[str], label: str, alone: bool = False) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img"'
+    head += f' aria-label="{escape(label)}">'
     if alone:
         head += f'<style>{PLOT_STYLE}</style><rect width="{WIDTH}" height="{height:.0f}" fill="white"/>'
     return head + "".join(parts) + "</svg>"
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start", soft: bool = True) -> str:
+    dress = ' class="soft"' if soft else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{dress}>{escape(words)}</text>'
+
+
+def _rule(y: float, left: float, right: float, words: str) -> str:
+    """A horizontal line of a grid, with its tick's label before it."""
+    return f'<path d="M{left} {y:.1f}H{WIDTH - right}" class="axis"/>' + _text(left - 6, y + 4, words, "end")
 
 
 def _short(text: str, most: int) -> str:
@@ -352,16 +379,15 @@ def bars(rows: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> str:
     scale, made = (WIDTH - left - end) / most, []
     for index, (name, parts) in enumerate(rows):
         x, y, total = float(left), index * step + 4, sum(v for _, v in parts)
-        made.append(
-            f'<g><title>{escape(name)}: {figure(total)}</title><text x="{left - 8}" y="{y + 12}" text-anchor="end">{escape(_short(name, 21))}</text>'
-        )
+        made.append(f"<g><title>{escape(name)}: {figure(total)}</title>")
+        made.append(_text(left - 8, y + 12, _short(name, 21), "end", soft=False))
         for colour, value in parts:
             if value > 0:
                 made.append(
                     f'<rect x="{x:.2f}" y="{y}" width="{max(value * scale, 0.5):.2f}" height="15" class="k{colour % 10}"/>'
                 )
                 x += value * scale
-        made.append(f'<text x="{x + 5:.2f}" y="{y + 12}" class="soft">{figure(total)}</text></g>')
+        made.append(_text(x + 5, y + 12, figure(total)) + "</g>")
     label = "Bars: " + ", ".join(f"{name} {figure(sum(v for _, v in parts))}" for name, parts in rows)
     return _svg(len(rows) * step + 6, made, label)
 
@@ -384,21 +410,17 @@ def histogram(plain: Mapping[str, Sequence[float]], what: str, percent: bool = F
     def at(value: float) -> float:
         return left + (value - low) / (high - low) * (WIDTH - left - right)
 
-    made = [f'<text x="{left}" y="10" class="soft">{escape(what)}</text>']
+    made = [_text(left, 10, what)]
     for tick in ticks(0, most, 4):
         if tick == int(tick):
-            y = floor - tick / most * (floor - top)
-            made.append(
-                f'<path d="M{left} {y:.1f}H{WIDTH - right}" class="axis"/><text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" class="soft">{tick:,.0f}</text>'
-            )
+            made.append(_rule(floor - tick / most * (floor - top), left, right, f"{tick:,.0f}"))
     for a, b, n in zip(edges, edges[1:], counts, strict=False):
         tall = n / most * (floor - top)
-        made.append(
-            f'<rect x="{at(a) + 0.5:.2f}" y="{floor - tall:.2f}" width="{max(at(b) - at(a) - 1, 0.5):.2f}" height="{tall:.2f}" class="k0"><title>{n:,}</title></rect>'
-        )
+        box = f'x="{at(a) + 0.5:.2f}" y="{floor - tall:.2f}" width="{max(at(b) - at(a) - 1, 0.5):.2f}" height="{tall:.2f}"'
+        made.append(f'<rect {box} class="k0"><title>{n:,}</title></rect>')
     for tick in ticks(low, high):
         text = f"{tick:.0%}" if percent else figure(tick)
-        made.append(f'<text x="{at(tick):.1f}" y="{floor + 16}" text-anchor="middle" class="soft">{text}</text>')
+        made.append(_text(at(tick), floor + 16, text, "middle"))
     return _svg(floor + 24, made, f"Histogram of {sum(counts):,} {what} from {figure(low)} to {figure(high)}")
 
 
@@ -432,26 +454,17 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str, al
         x = left + (transform(cost) - low) / (high - low) * (WIDTH - left - right)
         return x, floor - (share - base) / (roof - base) * (floor - top)
 
-    made = [
-        f'<text x="4" y="12" class="soft">{escape(up)}</text><path d="M{left} {top}V{floor}H{WIDTH - right}" class="axis"/>'
-    ]
+    made = [_text(4, 12, up), f'<path d="M{left} {top}V{floor}H{WIDTH - right}" class="axis"/>']
     for tick in ticks(base, min(roof, 1), 5):
-        y = at(costs[0], tick)[1]
         digits = 0 if roof - base > 0.2 else 1 if roof - base > 0.01 else 2
-        made.append(
-            f'<path d="M{left} {y:.1f}H{WIDTH - right}" class="axis"/><text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" class="soft">{tick:.{digits}%}</text>'
-        )
+        made.append(_rule(at(costs[0], tick)[1], left, right, f"{tick:.{digits}%}"))
     marks = (
         [m * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) for m in (1, 3)] if log else ticks(low, high)
     )
     for tick in marks:
         if low <= (math.log10(tick) if log else tick) <= high:
-            made.append(
-                f'<text x="{at(tick, base)[0]:.1f}" y="{floor + 16}" text-anchor="middle" class="soft">{figure(tick)}</text>'
-            )
-    made.append(
-        f'<text x="{WIDTH - right}" y="{floor + 33}" text-anchor="end" class="soft">{escape(across)}{" (logarithmic)" if log else ""}</text>'
-    )
+            made.append(_text(at(tick, base)[0], floor + 16, figure(tick), "middle"))
+    made.append(_text(WIDTH - right, floor + 33, across + (" (logarithmic)" if log else ""), "end"))
     best = front(points)
     made.append(
         '<path d="M' + "L".join("{:.1f} {:.1f}".format(*at(*points[i][1:])) for i in best) + '" class="front"/>'
@@ -462,9 +475,8 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str, al
     for index in order:
         (x, y), name = spots[index], points[index][0]
         colour = 0 if index in best else 8
-        made.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="k{colour}"><title>{escape(name)}: {figure(costs[index])}, {shares[index]:.2%}</title></circle>'
-        )
+        title = f"{escape(name)}: {figure(costs[index])}, {shares[index]:.2%}"
+        made.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="k{colour}"><title>{title}</title></circle>')
         text = _short(name, 24)
         wide = 6.2 * len(text)
         for x0, y0 in (
@@ -478,6 +490,6 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str, al
             inside = box[0] >= left and box[2] <= WIDTH - 2 and box[1] >= top - 10 and box[3] <= floor
             if inside and not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
                 taken.append(box)
-                made.append(f'<text x="{x0:.1f}" y="{y0 + 10:.1f}">{escape(text)}</text>')
+                made.append(_text(x0, y0 + 10, text, soft=False))
                 break
     return _svg(floor + 40, made, f"{up} against {across}, {len(points)} points", alone)

@@ -249,7 +249,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         if "network" not in row:
             made.add_row(escape(row["label"]), *["-"] * 6, "refused")
             continue
-        energy = "-" if row["energy_nj"] is None else f"{row['energy_nj']:,.2f}"
+        energy = "-" if row["at_least_nj"] is None else f"{row['at_least_nj']:,.2f}"
         least = ">= " if energy != "-" and (row["unpriced"] or row["bound"] == "min") else ""
         made.add_row(
             escape(row["label"]),

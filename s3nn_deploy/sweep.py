@@ -46,10 +46,11 @@ class Point:
     changes: tuple[tuple[str, str], ...] = field(default=())
     key: str = ""
 
-    @property
-    def label(self) -> str:
-        parts = [self.model.stem, "" if self.bits is None else f"{self.bits} bits", Path(self.target).stem]
-        return ", ".join(filter(None, [*parts, *(f"{key.split('.')[-2:][0]}={value}" for key, value in self.changes)]))
+    def parts(self) -> tuple[str, ...]:
+        """What names the point, the same number of texts for each point of a sweep."""
+        width = "as it is" if self.bits is None else f"{self.bits} bits"
+        changed = (f"{key.removeprefix('events.')} {value}" for key, value in self.changes)
+        return (self.model.stem, width, Path(self.target).stem, *changed)
 
 
 def points(
@@ -64,18 +65,17 @@ def points(
     Raises:
         DeployError: a target that cannot be read, or a width that is not 2 to 8.
     """
+    from s3nn_deploy.model import load
+
     for width in bits:
         if width is not None and not 2 <= width <= 8:
             raise DeployError("--bits", expected="2 to 8", got=str(width), hint="One bit needs training.")
     combinations = [tuple(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
     made = []
     for model in models:
-        from s3nn_deploy.model import load
-
         network, arrays = load(model).digest, inputs(model)
         about = digest("".join(digest(np.ascontiguousarray(a).tobytes()) for a in arrays if a is not None))
         for width, name, changes in itertools.product(bits, names, combinations):
-            # a calibration set matters only where weights are quantised again; it is among the arrays all the same
             target = repr(targets.load(name, dict(changes)))
             key = digest("\n".join([SCHEMA, __version__, network, about, str(width), target]))
             made.append(Point(model, width, name, changes, key))
@@ -121,14 +121,21 @@ def sweep(
                     stream.flush()
                     os.fsync(stream.fileno())
                     count += len(running[future])
-                    progress(count, len(todo), running[future][-1].label)
+                    progress(count, len(todo), ", ".join(running[future][-1].parts()[:2]))
             except BaseException as error:
                 pool.shutdown(cancel_futures=True)
                 if isinstance(error, OSError | RuntimeError):
                     hint = "Run the same command again: finished points are kept."
                     raise DeployError("sweep", f"a worker ended early ({error})", hint=hint) from error
                 raise
-    return [{**done[p.key], "label": p.label} for p in todo]
+    return [{**done[p.key], "label": label} for p, label in zip(todo, labels(todo), strict=True)]
+
+
+def labels(todo: Sequence[Point]) -> list[str]:
+    """A short name for each point: what it does not share with all others."""
+    parts = [point.parts() for point in todo]
+    differing = [column for column in range(len(parts[0])) if len({row[column] for row in parts}) > 1]
+    return [", ".join(row[column] for column in differing) or row[0] for row in parts]
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -189,7 +196,7 @@ def _run(group: Sequence[Point], x: Any, labels: NDArray[np.int64] | None, calib
                 "same_predictions": float((made.predictions == before).mean()),
                 "synops": float(made.counts.total("synops").mean()),
                 "macs": float(made.counts.total("macs").mean()),
-                "energy_nj": bill.at_least if bill.lines else None,
+                "at_least_nj": bill.at_least if bill.lines else None,
                 "unpriced": sorted(bill.unpriced),
                 "bound": bill.bound,
             }
@@ -227,8 +234,7 @@ def requantised(net: IntNet, calibration: Any, bits: int) -> IntNet:
         raise DeployError(
             "network", "its float twin does not predict as it does, so quantising it again means nothing", hint=hint
         )
-    made = convert(quantise(module, calibration, bits), net.input.shape, net.input.bits)
-    return made
+    return convert(quantise(module, calibration, bits), net.input.shape, net.input.bits)
 
 
 def _module(net: IntNet) -> Any:
@@ -243,13 +249,15 @@ def _module(net: IntNet) -> Any:
     def layer(s: Dense | Conv2d, bias: NDArray[Any] | None, factor: NDArray[Any]) -> torch.nn.Module:
         weight = torch.tensor(s.weight * factor.reshape(-1, *[1] * (s.weight.ndim - 1)), dtype=torch.float32)
         if isinstance(s, Dense):
-            made: Any = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+            made: torch.nn.Linear | torch.nn.Conv2d = torch.nn.Linear(
+                weight.shape[1], weight.shape[0], bias=bias is not None
+            )
         else:
             into = weight.shape[1] * s.groups
             made = torch.nn.Conv2d(
                 into,
                 weight.shape[0],
-                tuple(weight.shape[2:]),
+                (weight.shape[2], weight.shape[3]),
                 s.stride,
                 s.padding,
                 s.dilation,
@@ -258,12 +266,12 @@ def _module(net: IntNet) -> Any:
             )
         with torch.no_grad():
             made.weight.copy_(weight)
-            if bias is not None:
+            if bias is not None and made.bias is not None:
                 made.bias.copy_(torch.tensor(bias * factor, dtype=torch.float32))
-        return made  # type: ignore[no-any-return]
+        return made
 
     for index, p in enumerate(net.populations):
-        if p.threshold is not None and _pool(p) is not None:
+        if _pool(p) is not None:
             continue
         factor = np.ones(p.channels) if p.spiking else scale.reshape(p.channels, -1)[:, 0]
         for number, projection in enumerate(p.projections):
@@ -284,14 +292,10 @@ def _module(net: IntNet) -> Any:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             values = {INPUT: x}
             for index, p in enumerate(net.populations):
-                if (pool := _pool(p)) is not None:
-                    c = p.projections[0].synapses
+                if (c := _pool(p)) is not None:
+                    value = values[p.projections[0].source]
                     values[p.name] = torch.nn.functional.max_pool2d(
-                        values[p.projections[0].source],
-                        pool,
-                        c.stride,
-                        c.padding,
-                        c.dilation,  # type: ignore[union-attr]
+                        value, c.weight.shape[2:], c.stride, c.padding, c.dilation
                     )
                     continue
                 parts = []
@@ -309,15 +313,14 @@ def _module(net: IntNet) -> Any:
     return Twin().eval()
 
 
-def _pool(p: Population) -> tuple[int, ...] | None:
-    """The window, if the population is an OR of spikes that max pooling writes; else None."""
+def _pool(p: Population) -> Conv2d | None:
+    """The synapses of a population that is an OR of spikes, as max pooling is; else None."""
     s = p.projections[0].synapses
     if p.threshold is None or len(p.projections) > 1 or not isinstance(s, Conv2d) or p.projections[0].source == INPUT:
         return None
-    window = tuple(map(int, s.weight.shape[2:]))
-    plain = s.groups == p.channels == s.weight.shape[0] and s.weight.shape[1] == 1 and bool((s.weight == 1).all())
-    fits = all(2 * pad <= size for pad, size in zip(s.padding, window, strict=True))
-    return window if plain and fits and bool((p.threshold == 1).all()) else None
+    ones = s.groups == p.channels and s.weight.shape[:2] == (p.channels, 1) and bool((s.weight == 1).all())
+    fits = all(2 * pad <= size for pad, size in zip(s.padding, s.weight.shape[2:], strict=True))
+    return s if ones and fits and bool((p.threshold == 1).all()) else None
 
 
 def quality(row: Mapping[str, Any]) -> float | None:
@@ -329,9 +332,9 @@ def quality(row: Mapping[str, Any]) -> float | None:
 def comparable(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
     """The points (label, nJ, quality) of a plot: those that no limit refuses and that have an energy."""
     return [
-        (str(row["label"]), float(row["energy_nj"]), share)
+        (str(row["label"]), float(row["at_least_nj"]), share)
         for row in rows
-        if not row["refused"] and row.get("energy_nj") is not None and (share := quality(row)) is not None
+        if not row["refused"] and row.get("at_least_nj") is not None and (share := quality(row)) is not None
     ]
 
 
