@@ -10,7 +10,7 @@ from typing import Any
 from s3nn_deploy.counts import KINDS
 from s3nn_deploy.document import ENGINES, figure, kind_name, verdict
 
-WIDTH = 460
+WIDTH = 400
 """Of a plot, in its own units; about as many pixels on the page."""
 
 COLOURS = ("#3b6fb6", "#c8553d", "#2e8b57", "#b58900", "#8a4f9e", "#1f9aa8", "#7a5230", "#c2478c", "#6b7280", "#557a1f")
@@ -48,13 +48,13 @@ td:last-child, th:last-child {{ padding-right: 0; }}
 .brief table {{ width: auto; }} .brief th, .brief td {{ padding-right: 2rem; }}
 td.n + td:not(.n), th.n + th:not(.n) {{ padding-left: .6rem; }}
 th[scope=row] {{ font-weight: 500; max-width: 16rem; overflow-wrap: anywhere; min-width: 9.5rem; }}
-.n {{ text-align: right; white-space: nowrap; }}
+.n {{ text-align: right; }} td.n {{ white-space: nowrap; }}
 tfoot th, tfoot td {{ font-weight: 700; border-bottom: 0; }}
 .plots {{ columns: 2 400px; column-gap: 1rem; }}
 figure {{ margin: 0 0 1rem; break-inside: avoid; background: var(--card); border: 1px solid var(--line);
   border-radius: 8px; padding: .9rem; }}
 figure h3 {{ margin: 0 0 .2rem; font-size: .95rem; }}
-figure svg {{ display: block; width: 100%; height: auto; max-width: 620px; }}
+figure svg {{ display: block; width: 100%; height: auto; max-width: 520px; }}
 figure.paper {{ max-width: 680px; background: #fff; color: #1b1f24; }}
 pre {{ background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem;
   white-space: pre-wrap; overflow-wrap: anywhere; }}
@@ -64,7 +64,7 @@ li {{ overflow-wrap: anywhere; }} ol, ul {{ padding-left: 1.5rem; font-size: .9r
 .legend {{ list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1rem; padding: 0; margin: .5rem 0 0;
   font-size: .8rem; }}
 .legend svg {{ display: inline-block; width: .8em; height: .8em; margin-right: .35em; }}
-@media (max-width: 520px) {{ main {{ padding: 1.1rem .9rem 2rem; }} dl {{ grid-template-columns: 1fr;
+@media (max-width: 520px) {{ th[scope=row] {{ min-width: 6.5rem; }} main {{ padding: 1.1rem .9rem 2rem; }} dl {{ grid-template-columns: 1fr;
   }} dd {{ margin-bottom: .4rem; }} }}
 @media print {{
 :root {{ --ink: #000; --soft: #444; --line: #bbb; --back: #fff; --card: #fff; --accent: #2457a5; {_numbered(COLOURS)} }}
@@ -72,7 +72,7 @@ body {{ font-size: 10pt; }} main {{ max-width: none; padding: 0; }} .scroll {{ o
   }} table {{ font-size: 7.5pt; }}
 figure, tr, pre {{ break-inside: avoid; }} h2 {{ break-after: avoid; }} .plots {{ columns: 2 200px;
   }} thead {{ display: table-header-group; }}
-th, td {{ padding-right: .35rem; }} tfoot {{ display: table-row-group; }} * {{ print-color-adjust: exact;
+th, td {{ padding-right: .35rem; }} tfoot {{ display: table-row-group; }} th[scope=row] {{ min-width: 0; }} * {{ print-color-adjust: exact;
   -webkit-print-color-adjust: exact; }} }}
 """
 
@@ -374,7 +374,7 @@ def _short(text: str, most: int) -> str:
 
 def bars(rows: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> str:
     """Horizontal bars, each a row's parts (colour, value >= 0) one behind the other, with its sum at the end."""
-    left, end, step = 142, 62, 22
+    left, end, step = 136, 58, 22
     most = max((sum(v for _, v in parts) for _, parts in rows), default=0) or 1.0
     scale, made = (WIDTH - left - end) / most, []
     for index, (name, parts) in enumerate(rows):
@@ -441,13 +441,13 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str, al
     """
     left, right, top, floor = 52, 16, 24, 250
     costs, shares = [p[1] for p in points], [p[2] for p in points]
-    log = min(costs) > 0 and max(costs) > 30 * min(costs)
+    log = min(costs) > 1e-9 and max(costs) > 30 * min(costs)
     transform = math.log10 if log else float
     low, high = transform(min(costs)), transform(max(costs))
-    pad = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
+    pad = max((high - low) * 0.08, abs(high) * 0.02) or 1.0
     low, high = low - pad, high + pad
     base, roof = min(shares), max(shares)
-    margin = (roof - base) * 0.15 or 0.01
+    margin = max((roof - base) * 0.15, 0.005)
     base, roof = base - margin, roof + margin
 
     def at(cost: float, share: float) -> tuple[float, float]:

@@ -49,7 +49,7 @@ class Point:
     def parts(self) -> tuple[str, ...]:
         """What names the point, the same number of texts for each point of a sweep."""
         width = "as it is" if self.bits is None else f"{self.bits} bits"
-        changed = (f"{key.removeprefix('events.')} {value}" for key, value in self.changes)
+        changed = (f"{key.removeprefix('events.').removesuffix('.pj')} {value}" for key, value in self.changes)
         return (self.model.stem, width, Path(self.target).stem, *changed)
 
 
