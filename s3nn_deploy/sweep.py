@@ -128,7 +128,12 @@ def sweep(
                     hint = "Run the same command again: finished points are kept."
                     raise DeployError("sweep", f"a worker ended early ({error})", hint=hint) from error
                 raise
-    return [{**done[p.key], "label": label} for p, label in zip(todo, labels(todo), strict=True)]
+    return [{**done[p.key], **_names(p), "label": label} for p, label in zip(todo, labels(todo), strict=True)]
+
+
+def _names(point: Point) -> dict[str, Any]:
+    """What a point is called; two of the same contents have one result."""
+    return {"model": point.model.name, "bits": point.bits, "target": point.target, "changes": dict(point.changes)}
 
 
 def labels(todo: Sequence[Point]) -> list[str]:
@@ -177,8 +182,13 @@ def _run(group: Sequence[Point], x: Any, labels: NDArray[np.int64] | None, calib
         refusal = str(error)
     rows = []
     for point in group:
-        row: dict[str, Any] = {"schema": SCHEMA, "key": point.key, "model": point.model.name, "bits": point.bits}
-        row |= {"target": point.target, "changes": dict(point.changes), "samples": len(x), "refused": refusal}
+        row: dict[str, Any] = {
+            "schema": SCHEMA,
+            "key": point.key,
+            **_names(point),
+            "samples": len(x),
+            "refused": refusal,
+        }
         if made is not None and made.counts is not None:
             target = targets.load(point.target, dict(point.changes))
             try:
@@ -210,7 +220,7 @@ def _width(population: Population) -> int:
 
 
 def requantised(net: IntNet, calibration: Any, bits: int) -> IntNet:
-    """`net` with its weights quantised again, to `bits` bits; `net` itself where they are no wider.
+    """`net` with its weights quantised again, to `bits` bits; populations whose weights are no wider keep them.
 
     The network is written as a float module that decides as it does (its thresholds become batch norms, half-way between
     two integers), which `quantisation.quantise` takes as any other.
@@ -226,7 +236,7 @@ def requantised(net: IntNet, calibration: Any, bits: int) -> IntNet:
     from s3nn_deploy.quantisation import quantise
     from s3nn_deploy.simulation import simulate
 
-    module = _module(net)
+    module = _module(net, bits)
     with torch.no_grad():
         found = module(torch.as_tensor(np.asarray(calibration), dtype=torch.float32)).argmax(1).numpy()
     if not np.array_equal(found, simulate(net, calibration).predictions):
@@ -237,16 +247,17 @@ def requantised(net: IntNet, calibration: Any, bits: int) -> IntNet:
     return convert(quantise(module, calibration, bits), net.input.shape, net.input.bits)
 
 
-def _module(net: IntNet) -> Any:
-    """The network as a float module: the same sums, a batch norm for each threshold."""
+def _module(net: IntNet, bits: int) -> Any:
+    """The network as a module: the same sums, a batch norm for each threshold; weights wider than `bits` are floats."""
     import torch
 
     from s3nn_deploy.nn import Spike
+    from s3nn_deploy.quantisation import integer_layer
 
     synapses, norms = torch.nn.ModuleDict(), torch.nn.ModuleDict()
     scale = net.scale if len(set(net.scale.tolist())) > 1 else np.ones(len(net.scale))
 
-    def layer(s: Dense | Conv2d, bias: NDArray[Any] | None, factor: NDArray[Any]) -> torch.nn.Module:
+    def layer(s: Dense | Conv2d, bias: NDArray[Any] | None, factor: NDArray[Any], keep: bool) -> torch.nn.Module:
         weight = torch.tensor(s.weight * factor.reshape(-1, *[1] * (s.weight.ndim - 1)), dtype=torch.float32)
         if isinstance(s, Dense):
             made: torch.nn.Linear | torch.nn.Conv2d = torch.nn.Linear(
@@ -268,15 +279,16 @@ def _module(net: IntNet) -> Any:
             made.weight.copy_(weight)
             if bias is not None and made.bias is not None:
                 made.bias.copy_(torch.tensor(bias * factor, dtype=torch.float32))
-        return made
+        return integer_layer(made, weight, 8, torch.ones(1)) if keep else made
 
     for index, p in enumerate(net.populations):
         if _pool(p) is not None:
             continue
         factor = np.ones(p.channels) if p.spiking else scale.reshape(p.channels, -1)[:, 0]
+        keep = _width(p) <= bits and bool((factor == 1).all())
         for number, projection in enumerate(p.projections):
             bias = p.bias if number == 0 else None
-            synapses[f"p{index}_{number}"] = layer(projection.synapses, bias, factor)
+            synapses[f"p{index}_{number}"] = layer(projection.synapses, bias, factor, keep)
         if p.threshold is not None:
             norm = torch.nn.BatchNorm2d(p.channels) if len(p.shape) == 3 else torch.nn.BatchNorm1d(p.channels)
             norm.running_mean = torch.tensor(p.threshold - 0.5, dtype=torch.float32)

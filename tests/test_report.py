@@ -19,7 +19,7 @@ from nets import ZOO, random_net, samples
 from s3nn_deploy import cli, document, formats, page, sweep, targets
 from s3nn_deploy.backends import emulator, reference
 from s3nn_deploy.files import builtin
-from s3nn_deploy.intnet import IntNet
+from s3nn_deploy.intnet import INPUT, Dense, Input, IntNet, Population, Projection, check
 from s3nn_deploy.pricing import price
 from s3nn_deploy.simulation import simulate
 
@@ -239,13 +239,14 @@ def test_requantising_keeps_what_fits_and_narrows_what_does_not(name: str) -> No
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_float_twin_decides_as_the_network_does(seed: int) -> None:
+@pytest.mark.parametrize("bits", [2, 7])
+def test_the_float_twin_decides_as_the_network_does(seed: int, bits: int) -> None:
     import torch
 
     net = random_net(seed)
     x = samples(net, 32)
     with torch.no_grad():
-        found = sweep._module(net)(torch.as_tensor(x, dtype=torch.float32)).argmax(1).numpy()
+        found = sweep._module(net, bits)(torch.as_tensor(x, dtype=torch.float32)).argmax(1).numpy()
     assert found.tolist() == simulate(net, x).predictions.tolist()
 
 
@@ -266,3 +267,20 @@ def test_the_sweep_command_prints_writes_and_refuses(tmp_path: Path) -> None:
     assert "TOML value" in call(*run, "--vary", "events.synops.pj=}", code=2).stderr
     (tmp_path / "s.jsonl").write_text("{}\n", encoding="utf-8")
     assert "is not a result of a sweep" in call(*run, code=2).stderr
+
+
+def test_requantising_leaves_a_narrow_population_alone() -> None:
+    rng = np.random.default_rng(0)
+    first, last = rng.integers(-5, 6, (6, 9)), rng.integers(-100, 101, (4, 6))
+    net = check(
+        IntNet(
+            Input((9,), 4),
+            (
+                Population("hidden", (6,), (Projection(INPUT, Dense(first)),), threshold=[0] * 6),
+                Population("readout", (4,), (Projection("hidden", Dense(last)),), bias=[0] * 4),
+            ),
+        )
+    )
+    made = sweep.requantised(net, samples(net, 64), 4)
+    assert made.populations[0].projections[0].synapses.weight.tolist() == first.tolist()
+    assert sweep._width(made.readout) == 4
