@@ -179,7 +179,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str, l
     right = [column.startswith(">") for column in columns]
 
     def cells(row: Sequence[str]) -> str:
-        made = [f'<th scope="row">{escape(row[0])}</th>']
+        made = [f'<th scope="row">{escape(row[0]).replace(".", ".<wbr>")}</th>']
         made += [
             f'<td class="n">{escape(c)}</td>' if r else f"<td>{escape(c)}</td>" for c, r in zip(row, right, strict=True)
         ][1:]
@@ -325,10 +325,10 @@ def _plots(plain: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str
         rows = [(p["name"], [(0, p["counts"]["synops"]), (1, p["counts"]["macs"])]) for p in plain["populations"]]
         legend = _legend(["synops", "macs"], ["synops", "macs"])
         last = _figure("Operations by population", bars(rows), "Nothing is priced: counts only.", legend)
-    silent = sum(p.get("silent", 0) for p in plain["populations"])
-    always = sum(p.get("always", 0) for p in plain["populations"])
-    text = f"How often each neuron fires, as a share of the samples; {silent:,} never do, {always:,} always."
-    made.append(_figure("Firing rates", histogram(plain["rate_histogram"], "neurons", percent=True), text))
+    if any("rate" in p for p in plain["populations"]):
+        silent, always = (sum(p.get(key, 0) for p in plain["populations"]) for key in ("silent", "always"))
+        text = f"How often each neuron fires, as a share of the samples; {silent:,} never do, {always:,} always."
+        made.append(_figure("Firing rates", histogram(plain["rate_histogram"], "neurons", percent=True), text))
     points = [
         (r["model"]["file"], r["bill"]["at_least"], r["accuracy"]["emulator"]["correct"] / r["data"]["samples"])
         for r in (plain, *others)
@@ -480,8 +480,8 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str, al
         text = _short(name, 24)
         wide = 6.2 * len(text)
         for x0, y0 in (
+            (x + 7, y + 2),
             (x + 8, y - 8),
-            (x + 8, y + 2),
             (x - 8 - wide, y - 8),
             (x - wide / 2, y - 22),
             (x - wide / 2, y + 8),

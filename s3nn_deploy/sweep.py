@@ -10,6 +10,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ def sweep(
     """
     done = read(out) if out.exists() else {}
     groups: dict[tuple[Path, int | None], list[Point]] = {}
-    for point in todo:
+    for point in {p.key: p for p in todo}.values():
         if point.key not in done:
             groups.setdefault((point.model, point.bits), []).append(point)
     write_text(out, "".join(json.dumps(row) + "\n" for row in done.values()))
@@ -111,7 +112,10 @@ def sweep(
     progress(count, len(todo), f"{count} were there already" if count else "")
     if groups:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(jobs, len(groups)), context) as pool, out.open("a", encoding="utf-8") as stream:
+        with (
+            ProcessPoolExecutor(min(jobs, len(groups)), context, _end_with_parent) as pool,
+            out.open("a", encoding="utf-8") as stream,
+        ):
             running = {pool.submit(_run, group, *inputs(model)): group for (model, _), group in groups.items()}
             try:
                 for future in as_completed(running):
@@ -141,6 +145,18 @@ def labels(todo: Sequence[Point]) -> list[str]:
     parts = [point.parts() for point in todo]
     differing = [column for column in range(len(parts[0])) if len({row[column] for row in parts}) > 1]
     return [", ".join(row[column] for column in differing) or row[0] for row in parts]
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,9 @@ import base64
 import hashlib
 import json
 import re
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -59,7 +62,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in ("meta", "br", "link", "img"):
+        if tag not in ("meta", "br", "wbr", "link", "img"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -284,3 +287,20 @@ def test_requantising_leaves_a_narrow_population_alone() -> None:
     made = sweep.requantised(net, samples(net, 64), 4)
     assert made.populations[0].projections[0].synapses.weight.tolist() == first.tolist()
     assert sweep._width(made.readout) == 4
+
+
+def test_a_sweep_that_is_killed_leaves_whole_lines_and_no_worker(tmp_path: Path) -> None:
+    path, x = saved(ZOO["lenet"], tmp_path)
+    out = tmp_path / "s.jsonl"
+    command = [sys.executable, "-m", "s3nn_deploy.cli", "sweep", path, "--input", x, "--out", out, "--jobs", 1]
+    command = [str(part) for part in (*command, "--bits", "7,6,5,4,3,2")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while process.poll() is None and not (out.exists() and out.read_text(encoding="utf-8").count("\n") >= 2):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()  # ends when no worker holds the pipe any longer
+    kept = out.read_text(encoding="utf-8").rpartition("\n")[0].split("\n")
+    assert len(kept) >= 2
+    plain = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert out.read_text(encoding="utf-8").split("\n")[: len(kept)] == kept
+    assert [row["bits"] for row in plain] == [None, 7, 6, 5, 4, 3, 2]
