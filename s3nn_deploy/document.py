@@ -63,6 +63,8 @@ def gather(
     converted = load_model(path) if path.suffix == ".pt" else None
     net = load(path) if converted is None else converted.net
     x = checked_input(net, x)
+    if not len(x):
+        raise DeployError("samples", expected="at least one", got="none")
     engines: dict[str, list[NDArray[np.int64]]] = {"pytorch": [], "reference": [], "emulator": []}
     parts: list[Counts] = []
     fired = {p.name: np.zeros(p.shape, np.int64) for p in net.spiking}

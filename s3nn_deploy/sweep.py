@@ -73,8 +73,12 @@ def points(
             raise DeployError("--bits", expected="2 to 8", got=str(width), hint="One bit needs training.")
     combinations = [tuple(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
     made = []
+    if not names:
+        raise DeployError("--targets", expected="at least one target", got="none")
     for model in models:
         network, arrays = load(model).digest, inputs(model)
+        if not len(arrays[0]):
+            raise DeployError(f"samples for {model}", expected="at least one", got="none")
         about = digest("".join(digest(np.ascontiguousarray(a).tobytes()) for a in arrays if a is not None))
         for width, name, changes in itertools.product(bits, names, combinations):
             target = repr(targets.load(name, dict(changes)))

@@ -268,6 +268,10 @@ def test_the_sweep_command_prints_writes_and_refuses(tmp_path: Path) -> None:
     assert "comma-separated" in call(*run, "--bits", "x", code=2).stderr
     assert "events.nothing" in call(*run, "--vary", "events.nothing=3", code=2).stderr
     assert "TOML value" in call(*run, "--vary", "events.synops.pj=}", code=2).stderr
+    assert "at least one target" in call(*run, "--targets", ",", code=2).stderr
+    np.save(tmp_path / "none.npy", np.load(x)[:0])
+    for command in ("sweep", "report"):
+        assert "at least one" in call(command, path, "--input", tmp_path / "none.npy", code=2).stderr
     (tmp_path / "s.jsonl").write_text("{}\n", encoding="utf-8")
     assert "is not a result of a sweep" in call(*run, code=2).stderr
 
