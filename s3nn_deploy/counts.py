@@ -13,6 +13,7 @@ KINDS = {
     "macs_nonzero": "the multiply-accumulates whose weight is not zero",
     "dense_macs": "what a dense accelerator would do: every synapse of every neuron, borders exact",
     "spikes": "spikes fired",
+    "messages": "spikes times the populations that they go to: one core each; a placement on more cores sends more",
     "neuron_updates": "threshold comparisons or readouts: every neuron once",
     "weight_bits": "bits of weight memory read: one stored weight for each synaptic operation or multiply-accumulate",
     "membrane_reads": "membrane potentials read: one for each synaptic operation or multiply-accumulate, one for each update",

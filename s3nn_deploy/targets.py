@@ -20,6 +20,7 @@ from s3nn_deploy.errors import DeployError, suggestion
 from s3nn_deploy.files import builtin, existing
 from s3nn_deploy.formats import FORMATS
 from s3nn_deploy.intnet import IntNet, Projection, reach, signed_bits
+from s3nn_deploy.machine import Machine, Memory
 
 EVIDENCE = ("metered", "measured", "fitted", "simulated", "derived", "unpublished")
 """How a price is known, the strongest first: a power meter on silicon, another measurement, a regression, a circuit
@@ -123,6 +124,7 @@ class Target:
         routing: prices of `ROUTED`.
         times: of kinds of `TIMED`.
         references: measurements of other networks on that chip, for comparison; each with its source.
+        machine: the accelerator that is emulated, see `machine`; None: there is no description of one.
     """
 
     name: str
@@ -136,6 +138,7 @@ class Target:
     routing: Mapping[str, Price] = field(default_factory=dict)
     times: Mapping[str, Time] = field(default_factory=dict)
     references: tuple[str, ...] = ()
+    machine: Machine | None = None
 
 
 def names() -> list[str]:
@@ -192,6 +195,7 @@ def _exact(text: str) -> Fraction:
 
 def _target(plain: Mapping[str, Any], where: str) -> Target:
     keys = ["name", "summary", "takes", "limits", "events", "static", "not_modelled", "routing", "times", "references"]
+    keys.append("machine")
     _known(plain, keys, where)
     takes = _text(plain, "takes", where) if "takes" in plain else None
     if takes is not None and takes not in FORMATS:
@@ -215,6 +219,7 @@ def _target(plain: Mapping[str, Any], where: str) -> Target:
             {key: _price(_table(routing, key, where), f"{where}, [routing.{key}]") for key in routing},
             {key: _time(_table(times, key, where), f"{where}, [times.{key}]") for key in times},
             _strings(_table(plain, "references", where), "measured", f"{where}, [references]"),
+            _machine(_table(plain, "machine", where), f"{where}, [machine]") if "machine" in plain else None,
         ),
         where,
     )
@@ -290,6 +295,25 @@ def _static(plain: Mapping[str, Any], where: str) -> Static:
     _known(plain, ["mw", "evidence", "source"], where)
     evidence = _choice(plain, "evidence", EVIDENCE[:-1], where)
     return Static(_number(plain, "mw", where), evidence, _text(plain, "source", where))
+
+
+def _machine(plain: Mapping[str, Any], where: str) -> Machine:
+    numbers = ["cores", "elements", "clock_mhz", "accumulator_bits", "event_bits", "weight_bits"]
+    memories = ["weights", "membranes", "spikes"]
+    _known(plain, [*numbers, *memories, "source"], where)
+    sizes = []
+    for key in memories:
+        memory = _table(plain, key, where)
+        _known(memory, ["bytes", "width"], f"{where}, {key}")
+        sizes.append(Memory(*(_positive(memory, k, f"{where}, {key}") for k in ("bytes", "width"))))
+    made = Machine(*(_positive(plain, key, where) for key in numbers), *sizes, _text(plain, "source", where))
+    for memory, one, what in (
+        (made.weights, made.weight_bits, "weight"),
+        (made.membranes, made.accumulator_bits, "potential"),
+    ):
+        if memory.width < one:
+            raise DeployError(where, f"a word of {memory.width} bits holds no {what}", expected=f"at least {one} bits")
+    return made
 
 
 def _terms(plain: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -69,7 +69,9 @@ def counted(net: IntNet, x: np.ndarray) -> dict[str, dict[str, list[int]]]:
         count["membrane_reads"] += p.size
         count["neuron_updates"] += p.size
         if p.spiking:
-            count["spikes"] += spikes[p.name].reshape(len(x), -1).sum(1)
+            fired = spikes[p.name].reshape(len(x), -1).sum(1)
+            count["spikes"] += fired
+            count["messages"] += fired * sum(p.name in {j.source for j in q.projections} for q in net.populations)
         counts[p.name] = {kind: n.tolist() for kind, n in count.items()}
     return counts
 

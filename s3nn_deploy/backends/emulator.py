@@ -325,6 +325,7 @@ def _count(net: IntNet, tallies: tuple[_Tally, ...], signals: Signals) -> Counts
         spikes = np.array([np.count_nonzero(sample) for sample in signal], dtype=np.int64)
         if tally.source != INPUT:
             events[tally.source]["spikes"] += spikes
+            events[tally.source]["messages"] += spikes * len({target for target, _, _ in tally.efferents})
         caused = spikes * tally.least[:, None]
         caused[tally.varying] += _dot(signal, tally.rest)
         kind = "macs" if graded else "synops"
