@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s3nn_deploy import __version__
+from s3nn_deploy import __version__, machine
 from s3nn_deploy.backends import run
 from s3nn_deploy.counts import Counts
 from s3nn_deploy.counts import join as join_counts
@@ -22,7 +22,7 @@ from s3nn_deploy.intnet import IntNet
 from s3nn_deploy.pricing import Bill, price
 from s3nn_deploy.report import describe
 from s3nn_deploy.targets import Target, check_limits
-from s3nn_deploy.trace import checked_input
+from s3nn_deploy.trace import Trace, checked_input
 
 SCHEMA = "s3nn-deploy-report/1"
 """Changes when a reader of the old schema would misunderstand the new one."""
@@ -67,6 +67,7 @@ def gather(
         raise DeployError("samples", expected="at least one", got="none")
     engines: dict[str, list[NDArray[np.int64]]] = {"pytorch": [], "reference": [], "emulator": []}
     parts: list[Counts] = []
+    timing = MachineRun(net, target)
     fired = {p.name: np.zeros(p.shape, np.int64) for p in net.spiking}
     for start in range(0, len(x), BATCH):
         batch = x[start : start + BATCH]
@@ -77,6 +78,7 @@ def gather(
             from s3nn_deploy.backends.pytorch import run as run_pytorch
 
             engines["pytorch"].append(run_pytorch(converted, batch).predictions)
+        timing.add(batch, trace)
         for name, spikes in trace.spikes.items():
             fired[name] += spikes.sum(axis=0)
         if trace.counts is not None:
@@ -104,6 +106,7 @@ def gather(
         },
         "populations": _populations(net, target, counts, bill, fired),
         "totals": {kind: float(counts.total(kind).sum()) / len(x) for kind in next(iter(counts.events.values()))},
+        "machine": timing.plain(),
         "bill": asdict(bill),
         "energy_histogram": _histogram(_by_sample(target, counts, bill)),
         "rate_histogram": _rates(fired, len(x)),
@@ -114,6 +117,32 @@ def gather(
             **{name: version(name) for name in ("numpy", "torch")},
         },
     }
+
+
+class MachineRun:
+    """The machine that a target describes, batch by batch; holds figures until they are joined, or why there are none."""
+
+    def __init__(self, net: IntNet, target: Target) -> None:
+        self.net, self.parts, self.refused = net, list[machine.Figures](), ""
+        self.placement = None
+        if target.machine is not None:
+            try:
+                self.placement = machine.place(net, target.machine)
+            except DeployError as error:
+                self.refused = str(error)
+
+    def add(self, x: NDArray[Any], trace: Trace) -> None:
+        if self.placement is not None and not self.refused:
+            try:
+                self.parts.append(machine.figures(self.net, self.placement, x, trace.spikes))
+            except DeployError as error:
+                self.refused = str(error)
+
+    def plain(self) -> dict[str, Any] | None:
+        """As `machine.Figures.plain`; only `refused` where the network does not fit; None without a machine."""
+        if self.refused:
+            return {"refused": self.refused}
+        return machine.join(self.parts).plain() if self.parts else None
 
 
 def digest(content: str | bytes) -> str:
@@ -208,6 +237,7 @@ def summary(plain: Mapping[str, Any]) -> dict[str, float | None]:
     correct = plain["accuracy"]["emulator"]["correct"]
     rates = [(p["rate"], p["neurons"]) for p in plain["populations"] if "rate" in p]
     fired, neurons = sum(float(r) * n for r, n in rates), sum(n for _, n in rates)
+    timed = plain.get("machine") or {}
     return {
         "accuracy": None if correct is None else correct / samples,
         "synaptic operations": float(plain["totals"]["synops"]),
@@ -217,6 +247,8 @@ def summary(plain: Mapping[str, Any]) -> dict[str, float | None]:
         "spikes": float(plain["totals"]["spikes"]),
         "firing rate": fired / neurons if neurons else None,
         "neurons": float(sum(p["neurons"] for p in plain["populations"])),
+        "cycles": timed.get("cycles", {}).get("mean"),
+        "microseconds": timed.get("microseconds", {}).get("mean"),
         "weight memory, bits": float(sum(p["weight_memory_bits"] for p in plain["populations"])),
         "energy, nJ": None if bill["unpriced"] or not bill["lines"] else float(bill["at_least"]),
         "priced part of the energy, nJ": float(bill["at_least"]) if bill["unpriced"] and bill["lines"] else None,
@@ -289,7 +321,9 @@ def verdict(plain: Mapping[str, Any]) -> str:
     same = all(row["equal_to_emulator"] == samples for row in found.values())
     agree = "give the same prediction for every sample" if same else "DO NOT give the same predictions"
     joined = ", ".join(names[:-1]) + f" and {names[-1]}"
-    text = f"{right}{energy}{missing}. "
+    timed = plain["machine"] or {}
+    time = f"; {figure(timed['microseconds']['mean'])} µs at {timed['clock_mhz']} MHz" if "cycles" in timed else ""
+    text = f"{right}{energy}{time}{missing}. "
     return text[0].upper() + text[1:] + joined[0].upper() + joined[1:] + f" {agree}."
 
 

@@ -112,7 +112,7 @@ def report(plain: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = (), p
         "<h2>Where it goes</h2>",
         _plots(plain, others),
     ]
-    body += ["<h2>Populations</h2>", _populations(plain), "<h2>The bill</h2>", _bill(bill)]
+    body += ["<h2>Populations</h2>", _populations(plain), _machine(plain["machine"]), "<h2>The bill</h2>", _bill(bill)]
     if fit:
         body += ["<h2>On the chip</h2>", f"<p>{escape(fit)}</p>"]
         body += [f'<figure class="paper">{picture}</figure>'] if picture else []
@@ -246,6 +246,15 @@ def _populations(plain: Mapping[str, Any]) -> str:
         ">weights KiB",
     ]
     energy = ""
+    timed = plain["machine"] or {}
+    if "cycles" in timed:
+        columns += [">cycles", ">queue peak"]
+        for row, each in zip(rows, timed["populations"].values(), strict=True):
+            row[-1 if priced else len(row) : -1 if priced else len(row)] = [
+                figure(each["cycles"]["mean"]),
+                f"{each['queue_peak']['max']:,}",
+            ]
+        last += [figure(timed["cycles"]["mean"]), f"{timed['queue_peak']:,}"]
     if priced:
         unpriced = bool(plain["bill"]["unpriced"])
         columns.append(">priced part nJ" if unpriced else ">energy nJ")
@@ -256,6 +265,21 @@ def _populations(plain: Mapping[str, Any]) -> str:
         f"MACs: non-zero multi-bit input times synapse; dense MACs: what a machine without sparsity would do.{energy}"
     )
     return table(columns, rows, text, last)
+
+
+def _machine(timed: Mapping[str, Any] | None) -> str:
+    """A sentence about cycles and queues, or why there are none."""
+    if timed is None:
+        return ""
+    if "refused" in timed:
+        return f"<p><strong>Does not fit the target's machine:</strong> {escape(timed['refused'])}</p>"
+    cycles, micro = timed["cycles"], timed["microseconds"]
+    text = (
+        f"{timed['cores']} cores of {timed['elements']} processing elements at {timed['clock_mhz']} MHz: "
+        f"{figure(cycles['mean'])} cycles per inference ({figure(cycles['min'])} to {figure(cycles['max'])}), "
+        f"{figure(micro['mean'])} µs; at most {timed['queue_peak']:,} of {timed['queue_capacity']:,} events wait in one queue."
+    )
+    return f"<p>{escape(text)}</p>"
 
 
 def _bill(bill: Mapping[str, Any]) -> str:

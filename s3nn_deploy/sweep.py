@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3nn_deploy import __version__, targets
-from s3nn_deploy.document import digest
+from s3nn_deploy.backends import run
+from s3nn_deploy.document import BATCH, MachineRun, digest
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.files import write_text
 from s3nn_deploy.intnet import INPUT, Conv2d, Dense, IntNet, Population, signed_bits
@@ -201,7 +202,9 @@ def _run(group: Sequence[Point], x: Any, labels: NDArray[np.int64] | None, calib
     except DeployError as error:
         refusal = str(error)
     rows = []
-    for point in group:
+    variants = [targets.load(point.target, dict(point.changes)) for point in group]
+    timings = _timed(net, x, variants) if made is not None else [None] * len(group)
+    for point, target, timing in zip(group, variants, timings, strict=True):
         row: dict[str, Any] = {
             "schema": SCHEMA,
             "key": point.key,
@@ -210,7 +213,8 @@ def _run(group: Sequence[Point], x: Any, labels: NDArray[np.int64] | None, calib
             "refused": refusal,
         }
         if made is not None and made.counts is not None:
-            target = targets.load(point.target, dict(point.changes))
+            timed = timing.plain() if timing is not None else None
+            row["refused"] = (timed or {}).get("refused", "")
             try:
                 targets.check_limits(net, target)
             except DeployError as error:
@@ -226,12 +230,26 @@ def _run(group: Sequence[Point], x: Any, labels: NDArray[np.int64] | None, calib
                 "same_predictions": float((made.predictions == before).mean()),
                 "synops": float(made.counts.total("synops").mean()),
                 "macs": float(made.counts.total("macs").mean()),
+                "cycles": timed["cycles"]["mean"] if timed and "cycles" in timed else None,
+                "microseconds": timed["microseconds"]["mean"] if timed and "cycles" in timed else None,
+                "queue_peak": timed["queue_peak"] if timed and "cycles" in timed else None,
                 "at_least_nj": bill.at_least if bill.lines else None,
                 "unpriced": sorted(bill.unpriced),
                 "bound": bill.bound,
             }
         rows.append(row)
     return rows
+
+
+def _timed(net: IntNet, x: NDArray[Any], variants: Sequence[targets.Target]) -> list[MachineRun | None]:
+    """The machines of the targets, in one more run of the network; None for a target without one."""
+    runs = [MachineRun(net, target) if target.machine is not None else None for target in variants]
+    for start in range(0, len(x) if any(runs) else 0, BATCH):
+        batch = x[start : start + BATCH]
+        trace = run(net, batch, "emulator")
+        for timing in filter(None, runs):
+            timing.add(batch, trace)
+    return runs
 
 
 def _width(population: Population) -> int:

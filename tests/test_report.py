@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import ZOO, random_net, samples
 
-from s3nn_deploy import cli, document, formats, page, sweep, targets
+from s3nn_deploy import cli, document, formats, machine, page, sweep, targets
 from s3nn_deploy.backends import emulator, reference
 from s3nn_deploy.files import builtin
 from s3nn_deploy.intnet import INPUT, Dense, Input, IntNet, Population, Projection, check
@@ -111,6 +111,8 @@ def test_a_report_has_the_figures_of_the_engines(seed: int, tmp_path: Path) -> N
             assert (p["silent"], p["always"]) == ((fired == 0).sum(), (fired == len(x)).sum())
     assert sum(plain["rate_histogram"]["counts"]) == sum(p.size for p in net.spiking)
     assert sum(plain["energy_histogram"]["counts"]) == len(x)
+    held = machine.place(net, targets.load("emulator").machine)
+    assert plain["machine"] == machine.figures(net, held, x, trace.spikes).plain()
     assert {row["equal_to_emulator"] for row in plain["accuracy"].values()} == {len(x)}
     check_page(page.report(plain))
 
@@ -251,6 +253,22 @@ def test_the_float_twin_decides_as_the_network_does(seed: int, bits: int) -> Non
     with torch.no_grad():
         found = sweep._module(net, bits)(torch.as_tensor(x, dtype=torch.float32)).argmax(1).numpy()
     assert found.tolist() == simulate(net, x).predictions.tolist()
+
+
+def test_a_sweep_varies_the_machine_and_names_what_does_not_fit(tmp_path: Path) -> None:
+    net, (path, x_file) = ZOO["lenet"], saved(ZOO["lenet"], tmp_path)
+    x = np.load(x_file)
+    vary = {"machine.cores": ["1", "4"], "machine.weights.bytes": ["64", "1048576"]}
+    todo = sweep.points([path], [None], ["emulator"], vary, _inputs(x))
+    rows = sweep.sweep(todo, tmp_path / "s.jsonl", _inputs(x))
+    assert [bool(row["refused"]) for row in rows] == [True, False, True, False]
+    assert "bits of weights on one core" in rows[0]["refused"]
+    spikes = emulator.run(net, x).spikes
+    for row in rows[1::2]:
+        target = targets.load("emulator", row["changes"])
+        found = machine.figures(net, machine.place(net, target.machine), x, spikes).plain()
+        assert (row["cycles"], row["queue_peak"]) == (found["cycles"]["mean"], found["queue_peak"])
+    assert rows[1]["cycles"] > rows[3]["cycles"]
 
 
 def test_the_sweep_command_prints_writes_and_refuses(tmp_path: Path) -> None:
