@@ -216,6 +216,7 @@ def test_multi_bit_input_is_counted_as_multiply_accumulates():
         "macs_nonzero": 2,
         "dense_macs": 6,
         "spikes": 2,
+        "messages": 2,
         "neuron_updates": 2,
         "weight_bits": 16,
         "membrane_reads": 6,
