@@ -1,6 +1,7 @@
 """The command line: parses and prints, computes nothing. Data goes to stdout, progress and errors to stderr."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -500,6 +501,235 @@ def simulate(
         click.echo(f"Accuracy: {made.correct / len(x):.2%} ({made.correct} of {len(x)}, {what}).")
     else:
         click.echo(f"Predictions of the first samples ({what}): {made.predictions[:16].tolist()}")
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("others", type=click.Path(path_type=Path), nargs=-1)
+@click.option("--target", default="emulator", show_default=True, help="Whose prices and limits; a name or a .toml.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with the model's data set; default $S3NN_DATA.")
+@click.option(
+    "--input", "input_file", type=click.Path(path_type=Path), help="A .npy with integers [N, *input shape] instead."
+)
+@click.option("--samples", type=click.IntRange(min=1), help="How many samples; default all that are held out.")
+@click.option("--rate", type=float, help="Inferences per second, to add the target's static power.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page that needs no network.")
+@click.option("--json", "as_json", is_flag=True, help="Print plain data, which `compare` reads.")
+def report(
+    model: Path,
+    others: tuple[Path, ...],
+    target: str,
+    data: Path | None,
+    input_file: Path | None,
+    samples: int | None,
+    rate: float | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Report what MODEL does and costs on a target: accuracy, energy with its sources, and how to repeat it.
+
+    OTHERS are further models, for the plot of accuracy against energy.
+
+    \b
+    Example: s3nn-deploy report model.pt --target loihi --html report.html
+             s3nn-deploy report model.pt small.pt large.pt --html report.html
+    """
+    from s3nn_deploy import document
+    from s3nn_deploy import targets as shipped
+    from s3nn_deploy.files import write_text
+    from s3nn_deploy.model import load
+    from s3nn_deploy.report import populations_table
+
+    chosen, made = shipped.load(target), []
+    given: list[str] = ["--target", target]
+    for option, value in (("--data", data), ("--input", input_file), ("--samples", samples), ("--rate", rate)):
+        given += [option, str(value)] if value is not None else []
+    command = shlex.join(["s3nn-deploy", "report", *map(str, (model, *others)), *given])
+    for path in (model, *others):
+        net = load(path)
+        x, labels, what = _samples(net, data, input_file, samples)
+        with _progress(f"Running {path.name}") as advance:
+            made.append(document.gather(path, chosen, x, labels, what, rate_hz=rate, command=command, progress=advance))
+    if html is not None:
+        from s3nn_deploy import page
+
+        fit, picture = _fit(load(model), chosen)
+        write_text(html, page.report(made[0], made[1:], picture, fit))
+        click.echo(f"Page: {html}", err=as_json)
+    if as_json:
+        return _emit(made[0] if len(made) == 1 else {**made[0], "others": made[1:]})
+    console = _console()
+    console.print(populations_table(made[0]))
+    for sentence in (document.verdict(made[0]), *filter(None, [made[0]["target"]["limits"]])):
+        click.echo(sentence)
+    if html is None:
+        click.echo("Next: the same with --html report.html, or with --json for `compare`.")
+
+
+def _fit(net: "IntNet", target: "Target") -> tuple[str, str]:
+    """A sentence about a network on a Loihi chip, and a picture; nothing for other targets."""
+    if target.takes != "netx":
+        return "", ""
+    from s3nn_deploy.loihi import delivery, drawing, mapping
+    from s3nn_deploy.loihi.fit import place
+
+    try:
+        fit = place(mapping.make(net, "auto", delivery.generation(target)), target)
+    except DeployError as error:
+        return f"The network cannot be mapped: {error}", ""
+    if fit.unplaced:
+        return "Does not fit: " + " ".join(map(str, fit.unplaced)), ""
+    chips = f"{fit.chips} chip{'s' if fit.chips > 1 else ''}"
+    return (
+        f"Fits on {len(fit.cores)} cores of {chips}; each core is filled as far as its fullest resource is.",
+        drawing.svg(fit),
+    )
+
+
+@main.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page that needs no network.")
+@click.option("--json", "as_json", is_flag=True, help="Print plain data.")
+def compare(a: Path, b: Path, html: Path | None, as_json: bool) -> None:
+    """Set two reports of `report --json` side by side: differences and ratios, where those mean something.
+
+    \b
+    Example: s3nn-deploy report model.pt --json > a.json
+             s3nn-deploy compare a.json b.json --html compared.html
+    """
+    from s3nn_deploy import document
+    from s3nn_deploy.files import write_text
+    from s3nn_deploy.report import comparison_table
+
+    made = document.compare(document.read(a), document.read(b))
+    if html is not None:
+        from s3nn_deploy import page
+
+        write_text(html, page.comparison(made))
+        click.echo(f"Page: {html}", err=as_json)
+    if as_json:
+        return _emit(made)
+    _console().print(comparison_table(made))
+    for note in made["notes"]:
+        click.echo(note)
+
+
+@main.command()
+@click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--bits", help="Comma-separated weight widths, 2 to 8, to quantise to again, besides the model as it is.")
+@click.option("--targets", "names", default="emulator", show_default=True, help="Comma-separated names or .toml files.")
+@click.option(
+    "--vary",
+    multiple=True,
+    metavar="KEY=VALUE,...",
+    help="A key of the targets' files and its values, as events.weight_bits.pj=10,20,100; may be repeated.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with the models' data set; default $S3NN_DATA.")
+@click.option(
+    "--input", "input_file", type=click.Path(path_type=Path), help="A .npy with integers [N, *input shape] instead."
+)
+@click.option("--samples", type=click.IntRange(min=1), help="How many samples; default all that are held out.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes; default as many as there are processors.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("sweep.jsonl"),
+    show_default=True,
+    help="Results, a line each; what is there already is not computed again.",
+)
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the table as CSV, too.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Write a Pareto plot, one for each target.")
+@click.option("--json", "as_json", is_flag=True, help="Print plain data.")
+def sweep(
+    models: tuple[Path, ...],
+    bits: str | None,
+    names: str,
+    vary: tuple[str, ...],
+    data: Path | None,
+    input_file: Path | None,
+    samples: int | None,
+    jobs: int | None,
+    out: Path,
+    csv_file: Path | None,
+    svg: Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluate MODELS at several weight widths, on several targets and variants of them: accuracy against energy.
+
+    A killed sweep goes on when the same command is run again.
+
+    \b
+    Example: s3nn-deploy sweep model.pt --bits 6,4,3,2 --svg sweep.svg
+             s3nn-deploy sweep model.pt --vary events.weight_bits.pj=10,20,100
+    """
+    import os
+
+    from s3nn_deploy import data as datasets
+    from s3nn_deploy import sweep as sweeps
+    from s3nn_deploy.files import write_text
+    from s3nn_deploy.model import load
+    from s3nn_deploy.report import sweep_table
+
+    varied = {}
+    for given in vary:
+        key, _, values = given.partition("=")
+        if not key or not values:
+            raise DeployError(f"--vary {given!r}", expected="KEY=VALUE,VALUE,...")
+        varied[key.strip()] = [value.strip() for value in values.split(",")]
+    try:
+        widths = [int(n) for n in bits.split(",")] if bits else []
+    except ValueError as error:
+        raise DeployError(f"--bits {bits!r}", expected="integers, comma-separated") from error
+
+    def inputs(model: Path) -> tuple[Any, ...]:
+        net = load(model)
+        x, labels, _ = _samples(net, data, input_file, samples)
+        name = net.provenance.get("data")
+        if input_file is None and isinstance(name, str):
+            return x, labels, datasets.load(name, data).quantised(min(net.input.bits, 8)).train_x[:256]
+        return x, labels, x[:256]
+
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    todo = sweeps.points(models, [None, *dict.fromkeys(widths)], chosen, varied, inputs)
+    with _progress("Sweeping") as advance:
+        rows = sweeps.sweep(todo, out, inputs, jobs=jobs or os.cpu_count() or 1, progress=advance)
+    if csv_file is not None:
+        write_text(csv_file, sweeps.to_csv(rows))
+    if svg is not None:
+        _plot_sweep(rows, svg)
+    if as_json:
+        return _emit(rows)
+    _console().print(sweep_table(rows))
+    for row in rows:
+        if row["refused"]:
+            click.echo(f"Refused: {row['label']}: {row['refused']}")
+    if len(chosen) > 1:
+        click.echo("Energies of different targets rest on different prices: compare rows of one target.")
+    click.echo(f"Results: {', '.join(str(path) for path in (out, csv_file, svg) if path is not None)}")
+
+
+def _plot_sweep(rows: list[dict[str, Any]], path: Path) -> None:
+    """One plot for each target, for the prices of two have no common axis."""
+    from s3nn_deploy import page
+    from s3nn_deploy.files import write_text
+    from s3nn_deploy.sweep import comparable
+
+    names = list(dict.fromkeys(row["target"] for row in rows))
+    for name in names:
+        here = [row for row in rows if row["target"] == name]
+        points = comparable(here)
+        place = path if len(names) == 1 else path.with_stem(f"{path.stem}-{Path(name).stem}")
+        if not points:
+            click.echo(f"note: no point has an energy on {name}: no plot.", err=True)
+            continue
+        part = " (priced part)" if any(row.get("unpriced") for row in here) else ""
+        up = (
+            "accuracy"
+            if all(row.get("accuracy") is not None for row in here if not row["refused"])
+            else "same predictions"
+        )
+        write_text(place, page.scatter(points, f"nJ per inference on {Path(name).stem}{part}", up, alone=True))
 
 
 def _takes(backend: str, file: Path) -> bool:

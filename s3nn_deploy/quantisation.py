@@ -385,7 +385,7 @@ def _with_integers(plan: _Plan, x: Tensor, paths: set[str]) -> torch.nn.Module:
     module = copy.deepcopy(plan.floating)
     for path in paths:
         layer = module.get_submodule(path)
-        made = _integer(layer, plan.weights[path], plan.bits[path], plan.steps[path])
+        made = integer_layer(layer, plan.weights[path], plan.bits[path], plan.steps[path])
         if path == "":
             module = made
         else:
@@ -396,7 +396,7 @@ def _with_integers(plan: _Plan, x: Tensor, paths: set[str]) -> torch.nn.Module:
             return
         (mean, var), (old_mean, old_var) = _moments(value), plan.moments[path]
         found: Any = module.get_submodule(path)
-        if path not in plan.weights:
+        if path not in plan.weights and not isinstance(found, IntConv2d | IntLinear):
             found.running_mean += mean - old_mean
             found.running_var *= torch.where((old_var > 0) & (var > 0), var / old_var, torch.ones_like(var))
         elif path in paths and found.bias is not None:  # a float layer is left as it is
@@ -407,7 +407,8 @@ def _with_integers(plan: _Plan, x: Tensor, paths: set[str]) -> torch.nn.Module:
     return module
 
 
-def _integer(layer: Any, weight: Tensor, bits: int, step: Tensor) -> IntConv2d | IntLinear:
+def integer_layer(layer: Any, weight: Tensor, bits: int, step: Tensor) -> IntConv2d | IntLinear:
+    """The integer layer of fixed `step` [1] or [out] that stands for a `torch.nn.Conv2d` or `torch.nn.Linear` with `weight`."""
     same: dict[str, Any] = {"bias": layer.bias is not None, "bits": bits, "per_channel": len(step) == len(weight)}
     same |= {"device": weight.device, "dtype": weight.dtype}
     if isinstance(layer, torch.nn.Linear):

@@ -1,10 +1,11 @@
 """What commands print: tables for people, dictionaries with the same figures for machines. Computes nothing new."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from s3nn_deploy.certificate import Finding
@@ -203,6 +204,67 @@ def bill_sentences(bill: Bill) -> Iterator[str]:
         yield f"({number}) {line.source}."
     if bill.not_modelled:
         yield f"Not in the bill: {'; '.join(bill.not_modelled)}."
+
+
+def populations_table(plain: Mapping[str, Any]) -> Table:
+    """The populations of a `document`, for people."""
+    unpriced = plain["bill"]["unpriced"]
+    made = table(
+        "population",
+        ">neurons",
+        ">rate",
+        ">never fire",
+        ">synops",
+        ">MACs",
+        ">priced part nJ" if unpriced else ">energy nJ",
+        title=f"{plain['model']['file']} on {plain['target']['name']}, means per inference",
+    )
+    for p in plain["populations"]:
+        made.add_row(
+            escape(p["name"]),
+            f"{p['neurons']:,}",
+            f"{p['rate']:.1%}" if "rate" in p else "-",
+            f"{p['silent']:,}" if "silent" in p else "-",
+            f"{p['counts']['synops']:,.1f}",
+            f"{p['counts']['macs']:,.1f}",
+            f"{p['energy_nj']:,.3f}" if plain["bill"]["lines"] else "-",
+        )
+    return made
+
+
+def comparison_table(plain: Mapping[str, Any]) -> Table:
+    """Two compared documents, for people."""
+    names = [escape(f"{side['model']['file']} on {side['target']}") for side in (plain["a"], plain["b"])]
+    made = table("figure", ">A", ">B", ">B - A", ">B / A", title=f"A: {names[0]}; B: {names[1]}")
+    for row in plain["rows"]:
+        cells = ["-" if row[key] is None else f"{row[key]:,.4g}" for key in ("a", "b", "difference", "ratio")]
+        made.add_row(row["figure"], *cells)
+    return made
+
+
+def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The points of a sweep, for people."""
+    made = table(
+        "point", ">w bits", ">accuracy", ">same predictions", ">synops", ">weights KiB", ">µs", ">energy nJ", ""
+    )
+    for row in rows:
+        if "network" not in row:
+            made.add_row(escape(row["label"]), *["-"] * 7, "refused")
+            continue
+        energy = "-" if row["at_least_nj"] is None else f"{row['at_least_nj']:,.2f}"
+        least = ">= " if energy != "-" and (row["unpriced"] or row["bound"] == "min") else ""
+        made.add_row(
+            escape(row["label"]),
+            str(row["weight_bits"]),
+            "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}",
+            f"{row['same_predictions']:.2%}",
+            f"{row['synops']:,.1f}",
+            f"{row['weight_memory_bits'] / 8192:,.1f}",
+            "-" if row["microseconds"] is None else f"{row['microseconds']:,.2f}",
+            f"{least}{energy}",
+            "refused" if row["refused"] else "",
+        )
+    return made
 
 
 def result(made: Result) -> dict[str, Any]:

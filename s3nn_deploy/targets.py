@@ -148,8 +148,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in builtin("targets").glob("*.toml"))
 
 
-def load(name: str | Path) -> Target:
+def load(name: str | Path, changes: Mapping[str, str] | None = None) -> Target:
     """The shipped target of that name, or the one in a user's TOML file (a path with a suffix or a folder).
+
+    Args:
+        changes: dotted keys that the file has, and TOML values for them.
 
     Raises:
         DeployError: no such target, not TOML, an unknown or misspelt key, or a price without source or evidence.
@@ -164,7 +167,25 @@ def load(name: str | Path) -> Target:
         plain = tomllib.loads(existing(path).read_text(encoding="utf-8"), parse_float=_exact)
     except (ValueError, OSError, RecursionError) as error:
         raise DeployError(str(path), f"is not readable TOML ({error})") from error
+    for key, value in (changes or {}).items():
+        _change(plain, key, value, str(path))
     return _target(plain, str(path))
+
+
+def _change(plain: dict[str, Any], key: str, value: str, where: str) -> None:
+    """Put the TOML `value` at the dotted `key`, which must be there already."""
+    *path, last = key.split(".")
+    table: Any = plain
+    for name in path:
+        table = table.get(name) if isinstance(table, dict) else None
+    if not isinstance(table, dict) or last not in table or isinstance(table[last], dict):
+        raise DeployError(
+            where, f"has no value at {key!r} to change", hint="`s3nn-deploy targets NAME` shows the keys."
+        )
+    try:
+        table[last] = tomllib.loads(f"value = {value}", parse_float=_exact)["value"]
+    except ValueError as error:
+        raise DeployError(f"{where}, {key}", f"{value!r} is not a TOML value ({error})") from error
 
 
 def _exact(text: str) -> Fraction:
