@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import nets
 
@@ -27,6 +26,7 @@ from s3nn_deploy.errors import DeployError
 from s3nn_deploy.formats.nir import PROFILES
 from s3nn_deploy.intnet import INPUT, IntNet
 
+ROOT = Path(__file__).resolve().parent.parent
 OWN, RUNTIME = "own reader", "onnxruntime"
 
 
@@ -41,7 +41,7 @@ def own(net: IntNet, file: Path, engine: str) -> str:
     """Read the file again and compare its readouts with the network's."""
     x = nets.samples(net, 16)
     back = formats.read(file)
-    got = run(back, x.reshape(-1, *back.input.shape), engine)
+    got = run(back, x.reshape(-1, *back.input.shape), engine, file if engine == "onnx" else None)
     return peers.EXACT if np.array_equal(got.readout, reference.run(net, x).readout) else peers.WRONG
 
 
@@ -106,10 +106,22 @@ def document(tally, calls, versions, ready, count: int) -> str:
         cells = [", ".join(f"{n} {s}" for s, n in tally[row, reader, k].items()) or "-" for k in columns]
         call = "; ".join(f"`{c}`" for c in sorted(calls[row, reader])) or "-"
         lines.append(f"| {row} | {reader} | {' | '.join(cells)} | {call} |")
-    lines += ["", "Versions: " + ", ".join(f"{n} {v}" for n, v in versions.items()).replace(OWN, "own reader on nir") + "."]
+    lines += [
+        "",
+        "Versions: " + ", ".join(f"{n} {v}" for n, v in versions.items()).replace(OWN, "own reader on nir") + ".",
+    ]
     if missing := [p for p in peers.PEERS if p not in ready]:
-        lines += ["", f"Not installed in this run, so without figures: {', '.join(missing)}. `{peers.COMMAND}` installs them."]
-    lines += ["", "## Loading our file, by peer", "", "`g = nir.read(path)`; images `(N, C, H, W)`, one step from rest.", ""]
+        lines += [
+            "",
+            f"Not installed in this run, so without figures: {', '.join(missing)}. `{peers.COMMAND}` installs them.",
+        ]
+    lines += [
+        "",
+        "## Loading our file, by peer",
+        "",
+        "`g = nir.read(path)`; images `(N, C, H, W)`, one step from rest.",
+        "",
+    ]
     for name, peer in peers.PEERS.items():
         lines.append(f"- {name}: " + " or ".join(f"`{call}`" for call in peer.calls.values()))
     lines += ["", "Which of them is exact for your file: `s3nn-deploy conformance net.nir`.", ""]
