@@ -8,12 +8,7 @@ from mutation import ENGINE, FILES, engine_score, file_score
 MUTANTS = 40
 
 
-LATENCY = pytest.mark.xfail(
-    reason="formats.lava reads a plan's latency, which the builder runs by, without comparing it"
-)
-
-
-@pytest.mark.parametrize("format", [pytest.param(f, marks=LATENCY if f == "lava" else ()) for f in FILES])
+@pytest.mark.parametrize("format", FILES)
 def test_a_file_with_one_wrong_number_does_not_read_back_as_the_network(format: str, tmp_path: Path) -> None:
     score = file_score(format, MUTANTS, tmp_path)
     assert score.missed == 0

@@ -263,7 +263,10 @@ def from_plain(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Pla
     )
     spec = Input(_ints(meta["input"]["shape"]), int(meta["input"]["bits"]))
     order = tuple(str(name) for name in meta["order"])
-    return Plan(spec, str(meta["encoding"]), host, sources, groups, connections, order)
+    plan = Plan(spec, str(meta["encoding"]), host, sources, groups, connections, order)
+    if meta["latency"] != plan.latency:
+        raise ValueError(f"latency {meta['latency']}, but the readout's depth is {plan.latency}")
+    return plan
 
 
 def _wires_to_plain(wires: Wires, key: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
