@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,9 @@ def simulate(
     predictions, readouts, counts = [], [], []
     spikes = dict.fromkeys((p.name for p in net.spiking), 0)
     for start in range(0, len(x), batch):
-        trace = run(net, x[start : start + batch], backend, file)
-        observe(x[start : start + batch], trace)
+        part = x[start : start + batch]
+        trace = run(net, part, backend, file, partial(_advance, progress, start, len(part), len(x)))
+        observe(part, trace)
         predictions.append(trace.predictions)
         readouts.append(trace.readout)
         for name, fired in trace.spikes.items():
@@ -79,3 +81,8 @@ def simulate(
     return Simulation(
         backend, predicted, np.concatenate(readouts), spikes, join_counts(counts) if counts else None, correct
     )
+
+
+def _advance(progress: Callable[[int, int], None], start: int, part: int, total: int, steps: int, of: int) -> None:
+    """Time steps of a part of the samples as a count of samples."""
+    progress(start + part * steps // of, total)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -406,7 +407,9 @@ def _compared(
                         del checks[name]
                     continue
                 part = _part(run, AT_MOST.get(name))
-                check = _check(checks[name], subject, part, engines.run(part.net, part.x, name, file), evidence)
+                tell = partial(_advance, progress, step - 1, steps, f"{what}: {name}")
+                trace = engines.run(part.net, part.x, name, file, tell)
+                check = _check(checks[name], subject, part, trace, evidence)
                 checks[name] = replace(check, seconds=check.seconds + time.perf_counter() - clock)
             progress(step, steps, f"inputs, and {baseline}")
     if not checks:
@@ -418,6 +421,12 @@ def _compared(
     done = (*([solved] if solved.compared else []), *checks.values())
     exported = tuple(files.values())
     return Result(proof, baseline, done, not_run, exported, covered, samples, injected, subject.net.digest)
+
+
+def _advance(
+    progress: Callable[[int, int, str], None], step: int, steps: int, what: str, time_steps: int, of: int
+) -> None:
+    progress(step, steps, f"{what}, time step {time_steps:,} of {of:,}")
 
 
 def _given(subject: _Subject) -> dict[str, File]:

@@ -165,6 +165,10 @@ def test_the_encoding_is_chosen_by_what_holds():
     assert mapping.make(chain(Input((600,), 8), wide, Dense([[1, 1]]))).encoding == "host"
     assert mapping.make(chain(Input((2,), 9), small, Dense([[1, 1]]))).encoding == "host"
     assert mapping.make(chain(Input((600,), 5), wide)).readout.neuron == GRADED
+    assert mapping.make(chain(Input((2,), 8), small), generation=1).encoding == "planes"  # the host would leave nothing
+    least = chain(Input((2,), 8), Dense([[-128, 127]]), Dense([[1]]))
+    digits = [c.wires.weight for c in mapping.make(least, "planes").connections if c.target == "p0"]
+    assert [(d.min(), d.max()) for d in digits] == [(0, 254), (-256, 254)]
 
 
 def refused(words, *arguments):
@@ -183,7 +187,6 @@ def test_what_cannot_be_mapped_is_refused_by_name_value_limit_and_way_out():
     refused(["at most 8 input bits"], chain(Input((2,), 9), small, Dense([[1, 1]])), "graded")
     refused(["at most 255", "511", "planes"], chain(Input((2,), 9), small, Dense([[1, 1]])), "thermometer")
     refused(["nothing is left for the chip"], chain(Input((2,), 8), small), "host")
-    refused(["cannot be injected", "thermometer"], chain(Input((2,), 8), small), "auto", 1)
     hidden = chain(Input((2,), 1), Dense(np.ones((1100, 2))), Dense(np.full((2, 1100), 127)), Dense([[1, 1]]))
     refused(["population 'p1'", "LIF neuron, the only one of Loihi 1", "131,071", "139,700"], hidden, "auto", 1)
     assert mapping.make(hidden)["p1"].neuron == GRADED
@@ -191,7 +194,7 @@ def test_what_cannot_be_mapped_is_refused_by_name_value_limit_and_way_out():
     refused(["population 'p0'", "8,388,607", "--input-encoding host"], monster, "graded")
     assert wide_ones.weight.size == 40000
     heavy = chain(Input((1, 2, 2), 1), Conv2d(np.full((1, 1, 2, 2), 3000)), Dense([[1]]))
-    refused(["population 'p0'", "8-bit", "2,016", "3,000"], heavy)
+    refused(["population 'p0'", "8-bit", "-2,016..2,016", "3,000"], heavy)
 
 
 def test_notes_name_what_the_chip_may_not_have():
@@ -255,6 +258,7 @@ CHANGES = {
     "no groups": lambda plan: plan.update(groups=[]),
     "a list": lambda plan: plan.update(host=3),
     "the order": lambda plan: plan.update(order=["a"]),
+    "the latency": lambda plan: plan.update(latency=9),
 }
 
 

@@ -1,5 +1,6 @@
 """Engines that run an integer network. Each module has `run(net, x, file=None) -> Trace`; all traces are equal, by `==`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,32 +13,49 @@ from s3nn_deploy.trace import Trace
 
 @dataclass(frozen=True)
 class Backend:
-    """One engine: its module, the format of the file that it executes (None: the network itself), and one line about it."""
+    """One engine: its module, the format of the file that it executes (None: the network itself), and one line about it.
+
+    Attributes:
+        steps: whether it tells `progress` of its time steps.
+    """
 
     module: str
     takes: str | None
     summary: str
+    steps: bool = False
 
 
 BACKENDS = {
     "reference": Backend("s3nn_deploy.backends.reference", None, "int64 NumPy, the meaning of a network"),
     "emulator": Backend("s3nn_deploy.backends.emulator", "emulator", "NumPy accelerator emulator, counts every event"),
     "onnx": Backend("s3nn_deploy.backends.onnx", "onnx", "ONNX Runtime on the exported file"),
-    "lava": Backend("s3nn_deploy.backends.lava", "lava", "Lava's fixed-point Loihi simulation of the exported file"),
-    "netx": Backend("s3nn_deploy.backends.netx", "netx", "the same simulation of the netx file, which holds chains"),
+    "lava": Backend(
+        "s3nn_deploy.backends.lava", "lava", "Lava's fixed-point Loihi simulation of the exported file", True
+    ),
+    "netx": Backend(
+        "s3nn_deploy.backends.netx", "netx", "the same simulation of the netx file, which holds chains", True
+    ),
 }
 
 
-def run(net: IntNet, x: Any, backend: str = "emulator", file: str | Path | None = None) -> Trace:
+def run(
+    net: IntNet,
+    x: Any,
+    backend: str = "emulator",
+    file: str | Path | None = None,
+    progress: Callable[[int, int], object] = lambda *_: None,
+) -> Trace:
     """Run `net` on integers `x` [N, *input shape].
 
     Args:
         backend: a name in `BACKENDS`.
         file: the export of `net` in the format that the backend takes; without it a temporary one is written.
+        progress: called with (time steps done, time steps in all) by a backend that takes time over them.
 
     Raises:
         DeployError: an unknown backend, an input outside the network's range, or a network that the backend cannot run.
     """
     if backend not in BACKENDS:
         raise DeployError(f"backend {backend!r}", "is not known", hint=suggestion(backend, list(BACKENDS)))
-    return import_module(BACKENDS[backend].module).run(net, x, None if file is None else Path(file))
+    told = {"progress": progress} if BACKENDS[backend].steps else {}
+    return import_module(BACKENDS[backend].module).run(net, x, None if file is None else Path(file), **told)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,11 @@ FILES = {"lava": lava, "netx": netx}
 """What the child reads."""
 
 
-def run(net: IntNet, x: Any, file: Path | None = None) -> Trace:
+Progress = Callable[[int, int], object]
+"""Is told (time steps done, time steps in all) while a simulation runs."""
+
+
+def run(net: IntNet, x: Any, file: Path | None = None, progress: Progress = lambda *_: None) -> Trace:
     """Run `net` on `x`, integers [N, *input shape], one sample a time step.
 
     Populations that the host computes (see the file's input encoding) are computed by the child as well.
@@ -38,10 +42,10 @@ def run(net: IntNet, x: Any, file: Path | None = None) -> Trace:
         DeployError: Lava cannot hold `net`, `file` is not its export, Lava is not installed, or the simulation
             failed or took longer than S3NN_LAVA_TIMEOUT seconds (default: a generous estimate); its log is then named.
     """
-    return simulate(net, x, file, "netx" if file is not None and file.suffix == ".net" else "lava")
+    return simulate(net, x, file, "netx" if file is not None and file.suffix == ".net" else "lava", progress)
 
 
-def simulate(net: IntNet, x: Any, file: Path | None, kind: str) -> Trace:
+def simulate(net: IntNet, x: Any, file: Path | None, kind: str, progress: Progress) -> Trace:
     """See `run`; `kind` is the format, "lava" or "netx"."""
     x = checked_input(net, x)
     lowered = FILES[kind].lower(net)
@@ -60,7 +64,7 @@ def simulate(net: IntNet, x: Any, file: Path | None, kind: str) -> Trace:
             (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
             np.save(folder / "x.npy", x, allow_pickle=False)
             child = [interpreter, "-I", str(lava_env.CHILD), name, str(os.getpid())]
-            _simulate(child, folder, _patience(net, len(x)))
+            _simulate(child, folder, _patience(net, len(x)), progress)
             with np.load(folder / "result.npz", allow_pickle=False) as results:
                 spikes, readout = [results[str(index)] for index in range(len(net.spiking))], results["readout"]
     except OSError as error:
@@ -93,7 +97,7 @@ def _patience(net: IntNet, samples: int) -> float:
     return 120 + samples * (0.1 + 5e-8 * synapses)
 
 
-def _simulate(command: list[str], folder: Path, patience: float) -> None:
+def _simulate(command: list[str], folder: Path, patience: float, progress: Progress) -> None:
     """Run the child to its end, whatever that is; afterwards no process of its group is left."""
     one_core_each = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with _log() as log, log.open("wb") as stream:
@@ -110,7 +114,7 @@ def _simulate(command: list[str], folder: Path, patience: float) -> None:
         except OSError as error:
             raise DeployError(command[0], f"does not run: {error}", hint="Correct S3NN_LAVA_PYTHON.") from error
         try:
-            status = process.wait(patience)
+            status = _wait(process, patience, log, progress)
         except subprocess.TimeoutExpired as error:
             hint = f"Its log is {log}. Give it more time with S3NN_LAVA_TIMEOUT=SECONDS, or run fewer samples."
             raise DeployError(WHERE, f"was stopped after {patience:g} s, {_reached(log)}", hint=hint) from error
@@ -119,6 +123,19 @@ def _simulate(command: list[str], folder: Path, patience: float) -> None:
         if status or not (folder / "result.npz").is_file():
             problem = f"the simulation ended with status {status}, {_reached(log)}"
             raise DeployError(WHERE, problem, got=_last_words(log), hint=f"Its log is {log}.")
+
+
+def _wait(process: subprocess.Popen[bytes], patience: float, log: Path, progress: Progress) -> int:
+    """The child's exit status; `TimeoutExpired` after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return process.wait(max(0.0, min(0.5, deadline - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= deadline:
+                raise
+        if steps := _steps(log):
+            progress(*steps)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -132,12 +149,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def _steps(log: Path) -> tuple[int, int] | None:
+    """Time steps done, and in all; None before the first ones."""
+    lines = log.read_text(errors="replace").split("\n")[:-1]  # what follows the last line's end may be half a line
+    last = next((json.loads(line) for line in reversed(lines) if line.startswith('{"steps"')), None)
+    return None if last is None else (last["steps"], last["of"])
+
+
 def _reached(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith('{"steps"')]
-    if not lines:
-        return "before the first time steps"
-    last = json.loads(lines[-1])
-    return f"after {last['steps']:,} of {last['of']:,} time steps"
+    steps = _steps(log)
+    return "before the first time steps" if steps is None else f"after {steps[0]:,} of {steps[1]:,} time steps"
 
 
 def _last_words(log: Path) -> str:

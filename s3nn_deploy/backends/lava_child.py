@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-STEPS = 256  # between two lines of progress
+STEPS, SECONDS = 256, 1.0  # at most so many steps, and about so many seconds, between two lines of progress
 ACTORS: list[Any] = []  # a handle of each process that Lava forked
 
 
@@ -290,9 +290,13 @@ def simulate(feeds: list[Feed], probes: list[Probe], samples: int) -> list[np.nd
             probe.connect_var(of)
     config = Loihi2SimCfg(select_tag="fixed_pt")  # without the tag it takes the floating-point models: other spikes
     steps = samples + max(depth for _, depth, _, _ in probes)
-    for start in range(0, steps, STEPS):
-        feed.run(condition=RunSteps(num_steps=min(STEPS, steps - start)), run_cfg=config)
-        print(json.dumps({"steps": min(start + STEPS, steps), "of": steps}), flush=True)
+    done, count = 0, 1
+    while done < steps:
+        clock = time.perf_counter()
+        feed.run(condition=RunSteps(num_steps=min(count, steps - done)), run_cfg=config)
+        done = min(done + count, steps)
+        print(json.dumps({"steps": done, "of": steps}), flush=True)
+        count = max(1, min(4 * count, STEPS, int(count * SECONDS / (time.perf_counter() - clock))))
     feed.stop()
     return results
 

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from s3nn_deploy.backends import lava
+from s3nn_deploy.backends.lava import Progress
 from s3nn_deploy.intnet import IntNet
 from s3nn_deploy.trace import Trace
 
 
-def run(net: IntNet, x: Any, file: Path | None = None) -> Trace:
+def run(net: IntNet, x: Any, file: Path | None = None, progress: Progress = lambda *_: None) -> Trace:
     """Run `net`, which must be a chain, on `x`, integers of at most 8 bits [N, *input shape], one sample a time step.
 
     Args:
@@ -17,4 +18,4 @@ def run(net: IntNet, x: Any, file: Path | None = None) -> Trace:
     Raises:
         DeployError: the format cannot express `net`; else as `lava.run`.
     """
-    return lava.simulate(net, x, file, "netx")
+    return lava.simulate(net, x, file, "netx", progress)

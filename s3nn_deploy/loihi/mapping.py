@@ -58,7 +58,7 @@ MESSAGE_BITS = 8
 
 PARTS, CHUNK, DIGIT = 16, 126, 7
 """A convolution may be the sum of so many with weights of so much at most (even: what is even stays it); dense weights
-are split into digits of so many bits."""
+are split into two digits of so many bits, and a sign."""
 
 LEVELS = 255
 """The most spikes that may stand for one value."""
@@ -194,15 +194,8 @@ def _choose(draft: Draft) -> tuple[str, str]:
             raise DeployError("input encoding 'graded'", expected=expected, hint="Choose host, planes or thermometer.")
         return wish, "as asked for"
     if draft.generation == 1 or bits > MESSAGE_BITS:
-        if not possible:
-            hint = "Put a spiking layer before the readout, or choose planes or thermometer."
-            raise DeployError(
-                "input", f"{bits} bits a value cannot be injected, and nothing would be left for the chip", hint=hint
-            )
-        return (
-            "host",
-            "Loihi 1 has no graded spikes" if draft.generation == 1 else f"{bits} bits exceed a graded spike's",
-        )
+        why = "Loihi 1 has no graded spikes" if draft.generation == 1 else f"{bits} bits exceed a graded spike's"
+        return ("host", why) if possible else ("planes", f"{why}, and the readout depends on the input directly")
     wide = [p.name for p in net.populations if _reads_input(p) and _neuron(net, p) != LIF]
     if not wide:
         return "graded", "all sums over the input fit the 24 bits of a LIF neuron"
@@ -261,19 +254,20 @@ def split_weights(draft: Draft) -> tuple[Draft, Lines]:
             continue
         size, sign = np.abs(c.wires.weight.astype(np.int64)), np.sign(c.wires.weight).astype(np.int64)
         if isinstance(c.wires, Dense):
-            base, exps, most = 1 << DIGIT, [0, DIGIT], (1 << 2 * DIGIT) - 1
+            base, exps = 1 << DIGIT, [0, DIGIT]
+            least, most = 1 - base * (base + 1), base * base - 1  # the higher digit of a negative weight goes to -128
             parts = [size % base, size // base]
         else:
             count = -(-int(size.max()) // CHUNK)
-            exps, most = [0] * count, CHUNK * PARTS
+            exps, least, most = [0] * count, -CHUNK * PARTS, CHUNK * PARTS
             parts = [np.clip(size - CHUNK * k, 0, CHUNK) for k in range(count)]
-        if (worst := int(size.max())) > most:
+        if low < least or high > most:
             hint = (
                 "Train with fewer weight or input bits, or let the host compute the first layer: --input-encoding host."
             )
             raise DeployError(
-                f"population {c.target!r}", "its weights cannot be split into 8-bit ones", expected=f"at most {most:,}",
-                got=f"{worst:,}", hint=hint,
+                f"population {c.target!r}", "its weights cannot be split into 8-bit ones",
+                expected=f"{least:,}..{most:,}", got=f"{low:,}..{high:,}", hint=hint,
             )  # fmt: skip
         lines.append(f"{c.target} <- {c.source}: weights {low}..{high} as {len(parts)} projections of 8 bits")
         for part, exp in zip(parts, exps, strict=True):
