@@ -28,7 +28,10 @@ class Recipe:
         step: "rule" (from the weights in each pass) or "learned", see `nn.STEPS`.
         surrogate: a name in `surrogate.SURROGATES`.
         epochs, batch_size, learning_rate, weight_decay, label_smoothing: of AdamW with a cosine schedule.
+        warm_up: epochs in which the learning rate rises linearly from zero, before the cosine.
         shift: augmentation; images are moved by up to that many pixels, at random.
+        flip: augmentation; every other image is mirrored left to right, at random.
+        cutout: augmentation; a square of that many pixels a side is blanked, at random (arXiv 1708.04552).
         seed: of everything.
         measured: what was reached with it, where and by which command.
     """
@@ -46,7 +49,10 @@ class Recipe:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
+    warm_up: int = 0
     shift: int = 0
+    flip: bool = False
+    cutout: int = 0
     seed: int = 0
     measured: Mapping[str, Any] = field(default_factory=dict)
 
@@ -62,7 +68,7 @@ _LAYERS = {
     "block": {"stride", "bits"},
 }
 _STEPS = ("rule", "learned")
-_WORDS = {"tuple": "a list of tables", "dict": "a table", "str": "text", "int": "a whole number", "float": "a number"}
+_WORDS = {"tuple": "a list of tables", "dict": "a table", "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def names() -> list[str]:
@@ -113,7 +119,7 @@ def parse(name: str, table: Mapping[str, Any], where: str) -> Recipe:
         wanted = type(getattr(default, key))
         number = wanted is float and isinstance(value, int | float)
         fits = isinstance(value, list if wanted is tuple else wanted) or number
-        if not fits or isinstance(value, bool):
+        if not fits or isinstance(value, bool) is not (wanted is bool):
             raise DeployError(
                 where, f"key {key!r}", expected=_WORDS.get(wanted.__name__, wanted.__name__), got=repr(value)
             )
@@ -122,6 +128,8 @@ def parse(name: str, table: Mapping[str, Any], where: str) -> Recipe:
         (1, "epochs"),
         (1, "batch_size"),
         (0, "shift"),
+        (0, "cutout"),
+        (0, "warm_up"),
         (0, "learning_rate"),
         (1, "bits"),
         (1, "input_bits"),

@@ -162,12 +162,10 @@ def _epoch(
     try:
         for step in range(per_epoch):
             chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            x = torch.from_numpy(_shifted(data.train_x[chosen], recipe.shift, draw)).to(device, torch.float32)
+            x = torch.from_numpy(augmented(data.train_x[chosen], recipe, draw)).to(device, torch.float32)
             y = torch.from_numpy(data.train_y[chosen]).to(device)
             for group in optimiser.param_groups:
-                group["lr"] = (
-                    recipe.learning_rate * (1 + math.cos(math.pi * (epoch + step / per_epoch) / recipe.epochs)) / 2
-                )
+                group["lr"] = learning_rate(recipe, epoch + step / per_epoch)
             logits = module(x)
             loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
             optimiser.zero_grad()
@@ -206,15 +204,27 @@ def health(rates: dict[str, list[float]]) -> tuple[dict[str, float], dict[str, i
     return means, dead, tuple(advice)
 
 
-def _shifted(x: np.ndarray, shift: int, draw: np.random.Generator) -> np.ndarray:
-    """Each image of x [N, C, H, W] moved by up to `shift` pixels in both directions, zeros moving in."""
-    if shift == 0:
-        return x
-    padded = np.pad(x, ((0, 0), (0, 0), (shift, shift), (shift, shift)))
-    moves = draw.integers(0, 2 * shift + 1, (len(x), 2))
-    return np.stack(
-        [p[:, dy : dy + x.shape[2], dx : dx + x.shape[3]] for p, (dy, dx) in zip(padded, moves, strict=True)]
-    )
+def learning_rate(recipe: Recipe, epoch: float) -> float:
+    """The learning rate after `epoch` epochs: a linear rise over `warm_up` of them, within a cosine from start to end."""
+    rise = min(1.0, epoch / recipe.warm_up) if recipe.warm_up else 1.0
+    return recipe.learning_rate * rise * (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
+
+
+def augmented(x: np.ndarray, recipe: Recipe, draw: np.random.Generator) -> np.ndarray:
+    """The images x uint8 [N, C, H, W] shifted (zeros moving in), mirrored and cut out at random, as the recipe says."""
+    (height, width), shift, side = x.shape[2:], recipe.shift, recipe.cutout
+    if shift:
+        padded = np.pad(x, ((0, 0), (0, 0), (shift, shift), (shift, shift)))
+        moves = draw.integers(0, 2 * shift + 1, (len(x), 2))
+        x = np.stack([p[:, dy : dy + height, dx : dx + width] for p, (dy, dx) in zip(padded, moves, strict=True)])
+    if recipe.flip:
+        x = np.where(draw.random(len(x))[:, None, None, None] < 0.5, x[..., ::-1], x)
+    if side:
+        corners = draw.integers((-side + 1, -side + 1), (height, width), (len(x), 2))
+        x = x.copy()
+        for image, (top, left) in zip(x, corners, strict=True):
+            image[:, max(top, 0) : top + side, max(left, 0) : left + side] = 0
+    return x
 
 
 def _parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
