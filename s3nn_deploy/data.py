@@ -56,10 +56,9 @@ def _idx_files(name: str, classes: tuple[str, ...], folder: Path | None) -> Data
             "t10k-labels-idx1-ubyte",
         )
     ]
-    train, test = (
-        _labelled(f"{name}, {part}", images[:, None] if images.ndim == 3 else images, labels, len(classes))
-        for part, images, labels in (("train", *parts[:2]), ("t10k", *parts[2:]))
-    )
+    shaped = [part[:, None] if part.ndim == 3 else part for part in parts]
+    train = _labelled(f"{name}, training part", shaped[0], shaped[1], len(classes))
+    test = _labelled(f"{name}, test part", shaped[2], shaped[3], len(classes))
     return Dataset(name, classes, *train, *test)
 
 
@@ -165,7 +164,9 @@ def _cifar_python(path: Path, _: bool, key: bytes) -> tuple[NDArray[np.uint8], N
 
 def _npz(path: Path | None) -> Dataset:
     """Your own arrays: an .npz with uint8 train_x, test_x [N, C, H, W] or [N, H, W] and integer train_y, test_y [N]."""
-    hint = "Save uint8 train_x, test_x [N, C, H, W] and integer train_y, test_y [N] with numpy.savez; name it with --data."
+    hint = (
+        "Save uint8 train_x, test_x [N, C, H, W] and integer train_y, test_y [N] with numpy.savez; name it with --data."
+    )
     if path is None or path.is_dir():
         inside = sorted(path.glob("*.npz")) if path is not None else []
         if len(inside) != 1:
@@ -322,9 +323,7 @@ def _idx(path: Path) -> NDArray[np.uint8]:
     except (OSError, EOFError, ValueError) as error:
         raise DeployError(str(path), f"is not a readable IDX file ({error})", hint=_AGAIN) from error
     if len(content) != size:
-        raise DeployError(
-            str(path), expected=f"{size:,} bytes of data", got=f"{len(content):,}", hint=_AGAIN
-        )
+        raise DeployError(str(path), expected=f"{size:,} bytes of data", got=f"{len(content):,}", hint=_AGAIN)
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
@@ -348,6 +347,7 @@ def read_pickled(path: Path) -> Any:
         del stack[at:]
         return items
 
+    value: Any
     for opcode, value, _ in pickletools.genops(content):
         name = opcode.name
         if name in ("PROTO", "FRAME", "STOP"):
@@ -411,7 +411,8 @@ class _Pickled:
     """A global of a pickle, its arguments and its state, none of them used for anything but to read an array of bytes."""
 
     def __init__(self, name: str, arguments: tuple[Any, ...] = ()) -> None:
-        self.name, self.arguments, self.state = name, arguments, ()
+        self.name, self.arguments = name, arguments
+        self.state: Any = ()
 
     def build(self, state: Any) -> None:
         self.state = state
