@@ -90,23 +90,44 @@ def read_npz(path: str | Path, schema: str) -> tuple[dict[str, Any], dict[str, n
     """
     path = existing(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            total = 0
-            for entry in archive.infolist():
-                with archive.open(entry) as stream:
-                    total += _declared_bytes(stream, entry)
-            if total > MAX_BYTES:
-                raise ValueError(f"declares {total:,} bytes of arrays; the limit is {MAX_BYTES:,}")
-        with np.load(path, allow_pickle=False) as loaded:
-            arrays = {name: loaded[name] for name in loaded.files}
+        arrays = _arrays(path)
         meta = json.loads(arrays.pop("meta.json").tobytes().decode())
         if not isinstance(meta, dict) or meta.get("schema") != schema:
             found = meta.get("schema") if isinstance(meta, dict) else type(meta).__name__
             raise ValueError(f"expected schema {schema!r}, got {found!r}")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, RecursionError) as error:
+    except _DAMAGED as error:
         hint = "The file is truncated, damaged, or was not written by s3nn-deploy."
         raise DeployError(str(path), f"is not a readable {schema} file ({error})", hint=hint) from error
     return meta, arrays
+
+
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The named arrays of any `.npz` without pickles; sizes are checked as in `read_npz`.
+
+    Raises:
+        DeployError: no such file, not such a file, an object array, or more than `MAX_BYTES`.
+    """
+    path = existing(path)
+    try:
+        return _arrays(path)
+    except _DAMAGED as error:
+        hint = "Save it with numpy.savez, without objects."
+        raise DeployError(str(path), f"is not a readable .npz file ({error})", hint=hint) from error
+
+
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, RecursionError)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        total = 0
+        for entry in archive.infolist():
+            with archive.open(entry) as stream:
+                total += _declared_bytes(stream, entry)
+        if total > MAX_BYTES:
+            raise ValueError(f"declares {total:,} bytes of arrays; the limit is {MAX_BYTES:,}")
+    with np.load(path, allow_pickle=False) as loaded:
+        return {name: loaded[name] for name in loaded.files}
 
 
 def _declared_bytes(stream: Any, entry: zipfile.ZipInfo) -> int:

@@ -1,5 +1,6 @@
 """Recipes: what to train and how, as TOML, and the module that a recipe describes."""
 
+import math
 import tomllib
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -28,7 +29,14 @@ class Recipe:
         step: "rule" (from the weights in each pass) or "learned", see `nn.STEPS`.
         surrogate: a name in `surrogate.SURROGATES`.
         epochs, batch_size, learning_rate, weight_decay, label_smoothing: of AdamW with a cosine schedule.
+        warm_up: epochs in which the learning rate rises linearly from zero, before the cosine.
         shift: augmentation; images are moved by up to that many pixels, at random.
+        flip: augmentation; every other image is mirrored left to right, at random.
+        cutout: augmentation; a square of that many pixels a side is blanked, at random (arXiv 1708.04552).
+        synops_target: mean synaptic operations per inference to train down to; 0: as many as come. Accuracy is the price.
+        synops_weight: of that in the loss: synops_weight * max(0, synops / synops_target - 1).
+        distil: share of the loss that is learned from the full-precision ReLU twin, which is then trained first (0 to 1).
+        temperature: of that distillation (arXiv 1503.02531).
         seed: of everything.
         measured: what was reached with it, where and by which command.
     """
@@ -46,7 +54,14 @@ class Recipe:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
+    warm_up: int = 0
     shift: int = 0
+    flip: bool = False
+    cutout: int = 0
+    synops_target: int = 0
+    synops_weight: float = 1.0
+    distil: float = 0.0
+    temperature: float = 2.0
     seed: int = 0
     measured: Mapping[str, Any] = field(default_factory=dict)
 
@@ -62,7 +77,22 @@ _LAYERS = {
     "block": {"stride", "bits"},
 }
 _STEPS = ("rule", "learned")
-_WORDS = {"tuple": "a list of tables", "dict": "a table", "str": "text", "int": "a whole number", "float": "a number"}
+_RANGES = {
+    **dict.fromkeys(("epochs", "batch_size"), (1, math.inf)),
+    **dict.fromkeys(("bits", "input_bits"), (1, 8)),
+    **dict.fromkeys(("shift", "cutout", "warm_up", "synops_target", "synops_weight"), (0, math.inf)),
+    **dict.fromkeys(("learning_rate", "weight_decay"), (0, math.inf)),
+    **dict.fromkeys(("label_smoothing", "distil"), (0, 1)),
+    "temperature": (0.01, math.inf),
+}
+_WORDS = {
+    "tuple": "a list of tables",
+    "dict": "a table",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+}
 
 
 def names() -> list[str]:
@@ -113,24 +143,16 @@ def parse(name: str, table: Mapping[str, Any], where: str) -> Recipe:
         wanted = type(getattr(default, key))
         number = wanted is float and isinstance(value, int | float)
         fits = isinstance(value, list if wanted is tuple else wanted) or number
-        if not fits or isinstance(value, bool):
+        if not fits or isinstance(value, bool) is not (wanted is bool):
             raise DeployError(
                 where, f"key {key!r}", expected=_WORDS.get(wanted.__name__, wanted.__name__), got=repr(value)
             )
     recipe = replace(default, **{**table, "layers": tuple(table["layers"])})
-    for low, key in (
-        (1, "epochs"),
-        (1, "batch_size"),
-        (0, "shift"),
-        (0, "learning_rate"),
-        (1, "bits"),
-        (1, "input_bits"),
-    ):
-        if getattr(recipe, key) < low:
-            raise DeployError(where, f"key {key!r}", expected=f"at least {low}", got=str(getattr(recipe, key)))
-    for key in ("bits", "input_bits"):
-        if getattr(recipe, key) > 8:
-            raise DeployError(where, f"key {key!r}", expected="at most 8", got=str(getattr(recipe, key)))
+    for key, (low, high) in _RANGES.items():
+        value = getattr(recipe, key)
+        if not low <= value <= high:
+            expected = f"at least {low:g}" if value < low or high == math.inf else f"at most {high:g}"
+            raise DeployError(where, f"key {key!r}", expected=expected, got=str(value))
     if recipe.step not in _STEPS:
         raise DeployError(where, "key 'step'", expected=" or ".join(_STEPS), got=repr(recipe.step))
     for index, layer in enumerate(recipe.layers):

@@ -1,10 +1,16 @@
-"""Training: AdamW with a cosine schedule on a recipe's module, resumable after any epoch, ending with a hardened model.pt."""
+"""Training: AdamW with a cosine schedule on a recipe's module, resumable after any epoch, ending with a hardened model.pt.
+
+There is no mixed precision: float16 or bfloat16 sums are no longer the integers that the hardware sums.
+"""
 
 import json
 import math
+import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +18,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from s3nn_deploy.activity import observing
 from s3nn_deploy.backends import pytorch
 from s3nn_deploy.capture import capture
 from s3nn_deploy.conversion import Conversion, conversion
 from s3nn_deploy.data import Dataset
 from s3nn_deploy.errors import DeployError
-from s3nn_deploy.files import existing, replacing, sha256
+from s3nn_deploy.files import existing, replacing, sha256, write_text
 from s3nn_deploy.model import save_model
-from s3nn_deploy.nn import Spike
 from s3nn_deploy.recipes import Recipe, build
+from s3nn_deploy.twins import relu
 
 
 @dataclass(frozen=True)
@@ -28,15 +35,19 @@ class Epoch:
     """What one epoch gave while training.
 
     Attributes:
+        twin: whether it was the full-precision twin's, which trains first where the recipe distils.
         loss, accuracy: means over the epoch.
+        synops: mean synaptic operations per sample, as the emulator counts them (none in a twin).
         rates: the mean firing rate of each spike layer.
         dead: of each spike layer the channels that were silent, or fired, all the time, where there are any.
         advice: what to do about layers that are dead for the most part.
     """
 
     epoch: int
+    twin: bool
     loss: float
     accuracy: float
+    synops: float
     rates: dict[str, float]
     dead: dict[str, int]
     advice: tuple[str, ...]
@@ -59,6 +70,44 @@ class Trained:
         return self.correct / self.total
 
 
+Report = Callable[[int, int, Epoch | None], None]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that `torchrun` started: its rank, how many there are, and its device."""
+
+    rank: int
+    count: int
+    device: str
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value, summed over the processes."""
+        if self.count == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return total.tolist()
+
+
+def processes(device: str) -> Processes:
+    """The processes that torchrun's environment names (this one alone without it), joined into a group on first use.
+
+    Raises:
+        DeployError: a device that is not there.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise DeployError("device 'cuda'", "is not available to this PyTorch", hint="Use --device cpu.")
+    rank, count, local = (int(os.environ.get(key, n)) for key, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if count > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    return Processes(rank, count, f"cuda:{local}" if device == "cuda" else device)
+
+
 def train(
     recipe: Recipe,
     data: Dataset,
@@ -66,65 +115,58 @@ def train(
     *,
     resume: bool = False,
     device: str = "cpu",
-    report: Callable[[int, int, Epoch | None], None] = lambda *_: None,
+    tensorboard: str | Path | None = None,
+    report: Report = lambda *_: None,
 ) -> Trained:
     """Train `recipe` on `data` (its pixels cut to the recipe's `input_bits`) and write the hardened model to `out`.
 
     Beside it lie `<out>.metrics.jsonl`, one line an epoch, and while training `<out>.resume`, from which `resume=True`
-    goes on after an interruption: on the CPU, with the same number of threads, to the same weights.
+    goes on after an interruption: on the CPU, with the same number of threads, to the same weights. Where the recipe
+    distils, the twin's lie at `<out>.twin.*`. Started by `torchrun`, each process takes its share of every batch
+    (batch norm sees only that share) and the first one writes.
 
     Args:
-        report: called with (steps done, steps in all, the epoch that has just ended or None).
+        tensorboard: a folder for TensorBoard's event files.
+        report: called with (steps done, steps in all, the epoch that has just ended or None), in the first process.
 
     Raises:
-        DeployError: a device that is not there, nothing to resume or another recipe's, or a network that cannot be converted.
+        DeployError: a device or TensorBoard that is not there, nothing to resume or another recipe's, or a network that
+            cannot be converted.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise DeployError("device 'cuda'", "is not available to this PyTorch", hint="Use --device cpu.")
+    group = processes(device)
+    if not group.first:
+        tensorboard, report = None, lambda *_: None
     data, out = data.quantised(recipe.input_bits), Path(out)
-    resume_path, metrics_path = out.with_name(out.name + ".resume"), out.with_name(out.name + ".metrics.jsonl")
-    torch.manual_seed(recipe.seed)
-    module = build(recipe, data.train_x.shape[1:], len(data.classes)).to(device)
-    optimiser = torch.optim.AdamW(_parameter_groups(module, recipe.weight_decay), lr=recipe.learning_rate)
-    started, history = 0, []
-    if resume:
-        state = _load_resume(resume_path, recipe)
-        module.load_state_dict(state["module"])
-        optimiser.load_state_dict(state["optimiser"])
-        started, history = state["epoch"], list(state["history"])
     clock = time.perf_counter()
-    per_epoch = math.ceil(len(data.train_x) / recipe.batch_size)
-    for epoch in range(started, recipe.epochs):
-        result = _epoch(module, optimiser, recipe, data, epoch, device, report)
-        history.append(json.dumps({**asdict(result), "seconds": round(result.seconds, 3)}))
-        with replacing(metrics_path) as temporary:
-            temporary.write_text("\n".join(history) + "\n", encoding="utf-8")
-        with replacing(resume_path) as temporary:
-            torch.save(
-                {
-                    "recipe": _fingerprint(recipe),
-                    "epoch": epoch + 1,
-                    "history": history,
-                    "module": module.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                },
-                temporary,
-            )
-        report((epoch + 1) * per_epoch, recipe.epochs * per_epoch, result)
-    converted = conversion(capture(module, data.train_x.shape[1:], recipe.input_bits))
-    correct = correct_predictions(converted, data.test_x, data.test_y)
-    provenance = {
-        **converted.net.provenance,
-        "recipe": recipe.plain(),
-        "data": data.name,
-        "torch": torch.__version__,
-        "test_correct": correct,
-        "test_total": len(data.test_y),
-        "device": device,
-    }
-    save_model(converted.program, out, data.train_x.shape[1:], recipe.input_bits, data.classes, provenance)
-    resume_path.unlink(missing_ok=True)
-    return Trained(out, metrics_path, correct, len(data.test_y), time.perf_counter() - clock, sha256(out))
+    with _events(tensorboard) as log:
+        teacher, stages = None, 1
+        if recipe.distil:
+            twin, twin_out, stages = replace(recipe, distil=0.0, synops_target=0), out.with_name(out.name + ".twin"), 2
+            teacher = relu(_fresh(recipe, data))
+            again = resume and _state(twin_out).exists()
+            _fit(_Fit(teacher, twin, data, group, (0, stages)), twin_out, again, log, report)
+            resume = resume and _state(out).exists()  # else it was interrupted while the twin trained
+        module = _fresh(recipe, data)
+        _fit(_Fit(module, recipe, data, group, (stages - 1, stages), teacher), out, resume, log, report)
+    correct = 0
+    if group.first:
+        converted = conversion(capture(module.cpu(), data.train_x.shape[1:], recipe.input_bits))
+        correct = correct_predictions(converted, data.test_x, data.test_y)
+        provenance = {
+            **converted.net.provenance,
+            "recipe": recipe.plain(),
+            "data": data.name,
+            "torch": torch.__version__,
+            "test_correct": correct,
+            "test_total": len(data.test_y),
+            "device": device,
+            "processes": group.count,
+        }
+        save_model(converted.program, out, data.train_x.shape[1:], recipe.input_bits, data.classes, provenance)
+        for name in (out, out.with_name(out.name + ".twin")):
+            _state(name).unlink(missing_ok=True)
+    correct = int(group.sum(correct)[0])
+    return Trained(out, _metrics(out), correct, len(data.test_y), time.perf_counter() - clock, sha256(out))
 
 
 def correct_predictions(converted: Conversion, x: np.ndarray, y: np.ndarray, batch: int = 512) -> int:
@@ -135,57 +177,163 @@ def correct_predictions(converted: Conversion, x: np.ndarray, y: np.ndarray, bat
     )
 
 
+def _fresh(recipe: Recipe, data: Dataset) -> torch.nn.Module:
+    torch.manual_seed(recipe.seed)
+    return build(recipe, data.train_x.shape[1:], len(data.classes))
+
+
+def _state(out: Path) -> Path:
+    return out.with_name(out.name + ".resume")
+
+
+def _metrics(out: Path) -> Path:
+    return out.with_name(out.name + ".metrics.jsonl")
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What is trained: `module` by `recipe` on `data`, as `stage` (index, count) of the run."""
+
+    module: torch.nn.Module
+    recipe: Recipe
+    data: Dataset
+    group: Processes
+    stage: tuple[int, int] = (0, 1)
+    teacher: torch.nn.Module | None = None
+
+    @property
+    def twin(self) -> bool:
+        return self.stage[0] + 1 < self.stage[1]
+
+
+def _fit(fit: _Fit, out: Path, resume: bool, log: Any, report: Report) -> None:
+    """Train the module in place, and leave metrics and the resumable state beside `out`."""
+    module, recipe, group = fit.module, fit.recipe, fit.group
+    module.to(group.device)
+    optimiser = torch.optim.AdamW(_parameter_groups(module, recipe.weight_decay), lr=recipe.learning_rate)
+    started, history = 0, []
+    if resume:
+        state = _load_resume(_state(out), recipe)
+        module.load_state_dict(state["module"])
+        optimiser.load_state_dict(state["optimiser"])
+        started, history = state["epoch"], list(state["history"])
+    shared = module if group.count == 1 else torch.nn.parallel.DistributedDataParallel(module)
+    per_epoch = math.ceil(len(fit.data.train_x) / recipe.batch_size)
+    before, total = fit.stage[0] * recipe.epochs, fit.stage[1] * recipe.epochs * per_epoch
+    for epoch in range(started, recipe.epochs):
+        steps = partial(_steps, report, (before + epoch) * per_epoch, total)
+        result = _epoch(fit, shared, optimiser, epoch, steps)
+        history.append(json.dumps({**asdict(result), "seconds": round(result.seconds, 3)}))
+        if group.first:
+            write_text(_metrics(out), "\n".join(history) + "\n")
+            with replacing(_state(out)) as temporary:
+                torch.save(
+                    {
+                        "recipe": _fingerprint(recipe),
+                        "epoch": epoch + 1,
+                        "history": history,
+                        "module": module.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                    },
+                    temporary,
+                )
+            _log(log, result)
+        report((before + epoch + 1) * per_epoch, total, result)
+
+
+def _steps(report: Report, before: int, total: int, step: int) -> None:
+    report(before + step, total, None)
+
+
 def _epoch(
-    module: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
-    recipe: Recipe,
-    data: Dataset,
-    epoch: int,
-    device: str,
-    report: Callable[[int, int, Epoch | None], None],
+    fit: _Fit, module: torch.nn.Module, optimiser: torch.optim.Optimizer, epoch: int, report: Callable[[int], None]
 ) -> Epoch:
-    clock = time.perf_counter()
+    clock, recipe, data, group = time.perf_counter(), fit.recipe, fit.data, fit.group
     draw = np.random.default_rng((recipe.seed, epoch))
     order = draw.permutation(len(data.train_x))
     per_epoch = math.ceil(len(order) / recipe.batch_size)
-    fired: dict[str, torch.Tensor] = {}
-    handles = [
-        m.register_forward_hook(
-            lambda _m, _i, out, name=name: fired.__setitem__(name, fired.get(name, 0) + _rates(out.detach()))
-        )
-        for name, m in module.named_modules()
-        if isinstance(m, Spike)
-    ]
     module.train()
-    loss_sum, correct = 0.0, 0
-    try:
+    loss_sum, correct, seen, synops, passes = 0.0, 0.0, 0.0, 0.0, 0
+    fired: dict[str, torch.Tensor] = {}
+    with observing(module) as activity:
         for step in range(per_epoch):
             chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            x = torch.from_numpy(_shifted(data.train_x[chosen], recipe.shift, draw)).to(device, torch.float32)
-            y = torch.from_numpy(data.train_y[chosen]).to(device)
-            for group in optimiser.param_groups:
-                group["lr"] = (
-                    recipe.learning_rate * (1 + math.cos(math.pi * (epoch + step / per_epoch) / recipe.epochs)) / 2
-                )
+            images, mine = augmented(data.train_x[chosen], recipe, draw), len(chosen) // group.count
+            if mine < 2:  # batch norm has no variance of one sample
+                continue
+            share = slice(group.rank * mine, (group.rank + 1) * mine) if group.count > 1 else slice(None)
+            x = torch.from_numpy(images[share]).to(group.device, torch.float32)
+            y = torch.from_numpy(data.train_y[chosen][share]).to(group.device)
+            for parameters in optimiser.param_groups:
+                parameters["lr"] = learning_rate(recipe, epoch + step / per_epoch)
+            activity.clear()
             logits = module(x)
             loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+            if fit.teacher is not None:
+                taught = _distillation(logits, fit.teacher, x, recipe.temperature)
+                loss = (1 - recipe.distil) * loss + recipe.distil * taught
+            if recipe.synops_target:
+                loss = loss + recipe.synops_weight * (activity.total / recipe.synops_target - 1).clamp(min=0)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            loss_sum += float(loss.detach()) * len(chosen)
-            correct += int((logits.argmax(1) == y).sum())
-            report(epoch * per_epoch + step + 1, recipe.epochs * per_epoch, None)
-    finally:
-        for handle in handles:
-            handle.remove()
-    by_channel = {name: (total / per_epoch).tolist() for name, total in fired.items()}
+            loss_sum += float(loss.detach()) * len(x)
+            correct += float((logits.argmax(1) == y).sum())
+            seen, passes = seen + len(x), passes + 1
+            synops += 0.0 if fit.twin else float(activity.total.detach()) * len(x)
+            for name, rate in activity.rates.items():
+                name = name.removeprefix("module.")  # DDP's
+                fired[name] = fired[name] + rate if name in fired else rate
+            report(step + 1)
+    if not passes:
+        raise DeployError(
+            f"data set {data.name!r}", expected="at least two training samples a process", got=str(len(order))
+        )
+    loss_sum, correct, synops, seen = group.sum(loss_sum, correct, synops, seen)
+    by_channel = {
+        name: [channel / passes / group.count for channel in group.sum(*total.tolist())]
+        for name, total in fired.items()
+    }
+    means, dead, advice = health(by_channel)
     seconds = time.perf_counter() - clock
-    return Epoch(epoch + 1, loss_sum / len(order), correct / len(order), *health(by_channel), seconds)
+    return Epoch(
+        epoch + 1, fit.twin, loss_sum / seen, correct / seen, round(synops / seen, 1), means, dead, advice, seconds
+    )
 
 
-def _rates(spikes: torch.Tensor) -> torch.Tensor:
-    """The firing rate of each channel of [N, C, ...]."""
-    return spikes.mean((0, *range(2, spikes.ndim)))
+def _distillation(logits: torch.Tensor, teacher: torch.nn.Module, x: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The Kullback-Leibler divergence from the teacher's softened outputs, times temperature^2 (arXiv 1503.02531)."""
+    teacher.eval()
+    with torch.no_grad():
+        wanted = F.log_softmax(teacher(x) / temperature, 1)
+    found = F.log_softmax(logits / temperature, 1)
+    return F.kl_div(found, wanted, reduction="batchmean", log_target=True) * temperature**2
+
+
+@contextmanager
+def _events(folder: str | Path | None) -> Iterator[Any]:
+    """A TensorBoard writer into `folder`; None without one."""
+    if folder is None:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        hint = "Run: pip install tensorboard. The same figures are in the metrics file."
+        raise DeployError("TensorBoard", "is not installed", hint=hint) from error
+    with SummaryWriter(str(folder)) as writer:
+        yield writer
+
+
+def _log(writer: Any, epoch: Epoch) -> None:
+    if writer is None:
+        return
+    who = "twin/" if epoch.twin else ""
+    for name in ("loss", "accuracy", "synops"):
+        writer.add_scalar(f"{who}{name}", getattr(epoch, name), epoch.epoch)
+    for layer, rate in epoch.rates.items():
+        writer.add_scalar(f"{who}firing/{layer}", rate, epoch.epoch)
+        writer.add_scalar(f"{who}dead/{layer}", epoch.dead.get(layer, 0), epoch.epoch)
 
 
 def health(rates: dict[str, list[float]]) -> tuple[dict[str, float], dict[str, int], tuple[str, ...]]:
@@ -205,15 +353,27 @@ def health(rates: dict[str, list[float]]) -> tuple[dict[str, float], dict[str, i
     return means, dead, tuple(advice)
 
 
-def _shifted(x: np.ndarray, shift: int, draw: np.random.Generator) -> np.ndarray:
-    """Each image of x [N, C, H, W] moved by up to `shift` pixels in both directions, zeros moving in."""
-    if shift == 0:
-        return x
-    padded = np.pad(x, ((0, 0), (0, 0), (shift, shift), (shift, shift)))
-    moves = draw.integers(0, 2 * shift + 1, (len(x), 2))
-    return np.stack(
-        [p[:, dy : dy + x.shape[2], dx : dx + x.shape[3]] for p, (dy, dx) in zip(padded, moves, strict=True)]
-    )
+def learning_rate(recipe: Recipe, epoch: float) -> float:
+    """The learning rate after `epoch` epochs: a linear rise over `warm_up` of them, within a cosine from start to end."""
+    rise = min(1.0, epoch / recipe.warm_up) if recipe.warm_up else 1.0
+    return recipe.learning_rate * rise * (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
+
+
+def augmented(x: np.ndarray, recipe: Recipe, draw: np.random.Generator) -> np.ndarray:
+    """The images x uint8 [N, C, H, W] shifted (zeros moving in), mirrored and cut out at random, as the recipe says."""
+    (height, width), shift, side = x.shape[2:], recipe.shift, recipe.cutout
+    if shift:
+        padded = np.pad(x, ((0, 0), (0, 0), (shift, shift), (shift, shift)))
+        moves = draw.integers(0, 2 * shift + 1, (len(x), 2))
+        x = np.stack([p[:, dy : dy + height, dx : dx + width] for p, (dy, dx) in zip(padded, moves, strict=True)])
+    if recipe.flip:
+        x = np.where(draw.random(len(x))[:, None, None, None] < 0.5, x[..., ::-1], x)
+    if side:
+        corners = draw.integers((-side + 1, -side + 1), (height, width), (len(x), 2))
+        x = x.copy()
+        for image, (top, left) in zip(x, corners, strict=True):
+            image[:, max(top, 0) : top + side, max(left, 0) : left + side] = 0
+    return x
 
 
 def _parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

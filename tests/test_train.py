@@ -109,7 +109,7 @@ def test_residual_recipes_train_and_join(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_shipped_recipe_builds_for_its_data(name: str) -> None:
-    shape = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}
+    shape = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
     recipe = recipes.load(name)
     assert recipe.name == name
     module = recipes.build(recipe, shape[recipe.data], 10)
