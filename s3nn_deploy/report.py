@@ -403,7 +403,8 @@ def result_sentences(made: Result) -> Iterator[str]:
         names = ", ".join(dict.fromkeys(c.backend for c in made.checks if c.backend != made.baseline or c.samples))
         pinned, channels = (sum(getattr(c, key) for c in made.coverage.values()) for key in ("pinned", "channels"))
         yield (
-            f"Equal: {names} give every spike of every population and every readout exactly as {made.baseline} does; "
+            f"Equal: {names} {'give' if ', ' in names else 'gives'} every spike of every population and every readout"
+            f" exactly as {made.baseline} does; "
             f"for {pinned} of {channels} channels any other threshold would have shown."
         )
 
