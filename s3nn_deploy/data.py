@@ -129,14 +129,14 @@ def _cifar(
                 continue
             made = []
             for part in files:
-                parts = [read(place / file, coarse > 1, key) for file in part]
+                parts = [read(place / file, int(coarse > 1), key) for file in part]
                 x, y = (np.concatenate(column) for column in zip(*parts, strict=True))
                 made.append(_labelled(str(place / part[0]), x.reshape(-1, 3, 32, 32), y, classes))
             return made
     return None
 
 
-def _cifar_binary(path: Path, coarse: bool, _: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _cifar_binary(path: Path, coarse: int, _: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Records of one label byte (CIFAR-100: the coarse one before it) and 3072 pixels."""
     size = path.stat().st_size
     record = 3073 + coarse
@@ -146,7 +146,7 @@ def _cifar_binary(path: Path, coarse: bool, _: bytes) -> tuple[NDArray[np.uint8]
     return records[:, coarse + 1 :], records[:, coarse]
 
 
-def _cifar_python(path: Path, _: bool, key: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _cifar_python(path: Path, _: int, key: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A pickled dictionary with `data` uint8 [N, 3072] and a list of labels, read without unpickling."""
     try:
         batch = read_pickled(path)
@@ -392,7 +392,8 @@ def read_pickled(path: Path) -> Any:
             arguments, what = stack.pop(), stack.pop()
             stack.append(_Pickled(what.name, arguments))
         elif name == "BUILD":
-            stack[-1].build(stack.pop())
+            state = stack.pop()
+            stack[-1].build(state)
         else:
             raise ValueError(f"holds the opcode {name}")
     if len(stack) != 1:
