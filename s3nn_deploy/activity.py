@@ -17,7 +17,8 @@ class Activity:
     """What the passes since `clear` did, by the path of the module.
 
     Attributes:
-        rates: of each spike layer the firing rate of each channel, [C].
+        rates: of each spike layer the firing rate of each channel, [C]; a layer that is used for several numbers of channels
+            has one entry for each.
         synops: of each layer the synaptic operations that it receives per sample, a scalar with the spikes' gradient;
             for what pixels drive there are none.
     """
@@ -41,13 +42,18 @@ def observing(module: torch.nn.Module) -> Iterator[Activity]:
 
     An inference's synaptic operations are sum over spikes of the spike's fan-out: every programmed synapse, exact at the
     borders, the windows of max pooling included. The network's input is told by its having no gradient, so they are only
-    recorded with gradients enabled.
+    recorded with gradients enabled. A module without spikes, such as a ReLU twin, has no activity.
     """
     activity = Activity()
+    if not any(isinstance(found, Spike) for found in module.modules()):
+        yield activity
+        return
     fans: dict[tuple[Any, ...], Tensor] = {}
 
     def fired(name: str, spikes: Tensor) -> None:
         rate = spikes.detach().mean((0, *range(2, spikes.ndim)))
+        if name in activity.rates and activity.rates[name].shape != rate.shape:
+            name = f"{name} ({len(rate)} channels)"
         activity.rates[name] = activity.rates[name] + rate if name in activity.rates else rate
 
     def received(name: str, layer: torch.nn.Module, spikes: Tensor) -> None:
@@ -88,5 +94,5 @@ def fan_out(layer: Any, shape: tuple[int, ...], device: torch.device | str = "cp
         if isinstance(layer, torch.nn.MaxPool2d):
             out = F.avg_pool2d(x, layer.kernel_size, layer.stride, layer.padding, divisor_override=1)
         else:
-            out = layer._synapses(x, torch.ones_like(layer.weight, device=device), None)
+            out = layer._synapses(x, torch.ones_like(layer.weight, dtype=x.dtype, device=device), None)
         return torch.autograd.grad(out.sum(), x)[0][0]

@@ -176,14 +176,24 @@ def targets(name: str | None, as_json: bool) -> None:
 )
 @click.option("--resume", is_flag=True, help="Go on after an interruption, from <out>.resume.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where to train.")
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard's event files.")
 @click.option("--json", "as_json", is_flag=True, help="Print plain data.")
 def train(
-    recipe: str, data: Path | None, out: Path, settings: tuple[str, ...], resume: bool, device: str, as_json: bool
+    recipe: str,
+    data: Path | None,
+    out: Path,
+    settings: tuple[str, ...],
+    resume: bool,
+    device: str,
+    tensorboard: Path | None,
+    as_json: bool,
 ) -> None:
     """Train a RECIPE (a name from `models`, or a .toml file), quantisation-aware, and write a hardened model.
 
     \b
     Example: s3nn-deploy train digits-conv --out model.pt --set epochs=10 --set bits=4
+             s3nn-deploy train digits-conv --set synops_target=20000
+             torchrun --nproc-per-node 2 -m s3nn_deploy.cli train digits-conv
     """
     from s3nn_deploy import data as datasets
     from s3nn_deploy import recipes
@@ -209,7 +219,9 @@ def train(
         )
 
     with _progress(f"Training {chosen.name}") as advance:
-        made = training.train(chosen, dataset, out, resume=resume, device=device, report=show)
+        made = training.train(chosen, dataset, out, resume=resume, device=device, tensorboard=tensorboard, report=show)
+    if not made.first:
+        return
     if as_json:
         return _emit(
             {

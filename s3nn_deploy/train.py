@@ -56,7 +56,11 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a training run: held-out accuracy of the hardened program, counted, and where everything lies."""
+    """The outcome of a training run: held-out accuracy of the hardened program, counted, and where everything lies.
+
+    Attributes:
+        first: whether this process is the one that reports, of those that `torchrun` started.
+    """
 
     path: Path
     metrics: Path
@@ -64,6 +68,7 @@ class Trained:
     total: int
     seconds: float
     sha256: str
+    first: bool = True
 
     @property
     def accuracy(self) -> float:
@@ -166,7 +171,18 @@ def train(
         for name in (out, out.with_name(out.name + ".twin")):
             _state(name).unlink(missing_ok=True)
     correct = int(group.sum(correct)[0])
-    return Trained(out, _metrics(out), correct, len(data.test_y), time.perf_counter() - clock, sha256(out))
+    seconds = time.perf_counter() - clock
+    return Trained(out, _metrics(out), correct, len(data.test_y), seconds, sha256(out), group.first)
+
+
+def fit(
+    module: torch.nn.Module, recipe: Recipe, data: Dataset, out: str | Path, report: Report = lambda *_: None
+) -> None:
+    """Train any `module` in place by a recipe's data and schedule; metrics and a resumable state lie beside `out`, as `train` does.
+
+    Its layers may be others than the recipe's: a twin (`twins`), or a network of your own. Nothing is converted.
+    """
+    _fit(_Fit(module, recipe, data.quantised(recipe.input_bits), processes("cpu")), Path(out), False, None, report)
 
 
 def correct_predictions(converted: Conversion, x: np.ndarray, y: np.ndarray, batch: int = 512) -> int:
@@ -280,7 +296,7 @@ def _epoch(
             loss_sum += float(loss.detach()) * len(x)
             correct += float((logits.argmax(1) == y).sum())
             seen, passes = seen + len(x), passes + 1
-            synops += 0.0 if fit.twin else float(activity.total.detach()) * len(x)
+            synops += float(activity.total.detach()) * len(x)
             for name, rate in activity.rates.items():
                 name = name.removeprefix("module.")  # DDP's
                 fired[name] = fired[name] + rate if name in fired else rate

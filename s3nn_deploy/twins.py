@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from s3nn_deploy.nn import IntConv2d, IntLinear, Spike
+from s3nn_deploy.surrogate import spike
 
 
 def relu(module: torch.nn.Module) -> torch.nn.Module:
@@ -15,6 +16,71 @@ def relu(module: torch.nn.Module) -> torch.nn.Module:
         return torch.nn.ReLU() if isinstance(found, Spike) else float_synapses(found)
 
     return substituted(module, change)
+
+
+def binary(module: torch.nn.Module) -> torch.nn.Module:
+    """The binary twin: activations and weights of -1 and +1 (a BNN), trained straight through.
+
+    What reads the pixels and what reads out keep their widths, as is usual (XNOR-Net, arXiv 1603.05279).
+    """
+    layers = [name for name, m in module.named_modules() if isinstance(m, IntConv2d | IntLinear)]
+    made = substituted(module, lambda found: Sign() if isinstance(found, Spike) else None)
+    for name in layers[1:-1]:
+        layer = made.get_submodule(name)
+        assert isinstance(layer, IntConv2d | IntLinear)
+        layer.bits = 1
+    return made
+
+
+class Sign(torch.nn.Module):
+    """-1 or +1, the sign of the input, with the derivative of hard tanh as its gradient."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * spike(x, 0.0, "straight_through") - 1
+
+
+def lif(module: torch.nn.Module, steps: int = 4) -> torch.nn.Module:
+    """The twin over time: leaky integrate-and-fire neurons, `steps` time steps of the same input, the readouts' mean.
+
+    Trained by backpropagation through time with the spikes' own surrogates.
+    """
+
+    def change(found: torch.nn.Module) -> torch.nn.Module | None:
+        return LeakyIntegrateAndFire(found) if isinstance(found, Spike) else None
+
+    return Unrolled(substituted(module, change), steps)
+
+
+class LeakyIntegrateAndFire(torch.nn.Module):
+    """v <- DECAY v + input; fires where v >= threshold, which is then subtracted from v. From rest it is a `Spike`."""
+
+    DECAY = 0.5
+
+    def __init__(self, like: Spike) -> None:
+        super().__init__()
+        self.fire = copy.deepcopy(like)
+        self.v: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        v = x if self.v is None else self.DECAY * self.v + x
+        spikes: torch.Tensor = self.fire(v)
+        self.v = v - self.fire.threshold * spikes
+        return spikes
+
+
+class Unrolled(torch.nn.Module):
+    """Runs a module with LIF neurons from rest for some time steps; the output is the mean over time."""
+
+    def __init__(self, module: torch.nn.Module, steps: int) -> None:
+        super().__init__()
+        self.module, self.steps = module, steps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for neuron in self.modules():
+            if isinstance(neuron, LeakyIntegrateAndFire):
+                neuron.v = None
+        outputs = [self.module(x) for _ in range(self.steps)]
+        return torch.stack(outputs).mean(0)
 
 
 def float_synapses(layer: torch.nn.Module) -> torch.nn.Module | None:

@@ -117,6 +117,39 @@ def test_every_shipped_recipe_builds_for_its_data(name: str) -> None:
     assert net.readout.size == 10
 
 
+def test_two_processes_train_one_network_and_one_of_them_reports(tmp_path: Path) -> None:
+    out = tmp_path / "shared.pt"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = ["train", "digits-conv", "--out", str(out), "--json", *(part for s in SMALL for part in ("--set", s))]
+    made = subprocess.run(
+        [*torchrun, "-m", "s3nn_deploy.cli", *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    said = json.loads(made.stdout)
+    assert said["accuracy"] > 0.8
+    converted = load_model(out)
+    assert converted.net.provenance["processes"] == 2
+    digits = data.load("digits").quantised(4)
+    assert correct_predictions(converted, digits.test_x, digits.test_y) == said["correct"]
+    assert len(Path(said["metrics"]).read_text().splitlines()) == 5
+
+
+def test_tensorboard_gets_the_figures_of_the_metrics_file(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    made = train(small("epochs=2"), data.load("digits"), tmp_path / "m.pt", tensorboard=tmp_path / "events")
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    lines = [json.loads(line) for line in made.metrics.read_text().splitlines()]
+    for tag, value in (("synops", lambda e: e["synops"]), ("firing/spike1", lambda e: e["rates"]["spike1"])):
+        assert [(e.step, torch.tensor(e.value)) for e in events.Scalars(tag)] == [
+            (line["epoch"], torch.tensor(value(line))) for line in lines
+        ]
+
+
 def test_resuming_something_else_is_refused(tmp_path: Path) -> None:
     digits = data.load("digits")
     with pytest.raises(DeployError, match="nothing to resume"):
