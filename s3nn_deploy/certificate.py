@@ -69,7 +69,7 @@ def make(result: Result, model: str | Path) -> dict[str, Any]:
             "coverage": {name: asdict(covered) for name, covered in result.coverage.items()},
         },
         "versions": versions(lava=any(check.backend == "lava" for check in result.checks)),
-        "platform": {"machine": platform.machine(), "processor": _processor(), "system": platform.platform()},
+        "platform": {"machine": platform.machine(), "processor": processor(), "system": platform.platform()},
     }
     plain = json.loads(json.dumps(plain))
     return {**plain, "digest": digest(plain)}
@@ -110,7 +110,7 @@ def versions(*, lava: bool) -> dict[str, str]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, where Linux tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

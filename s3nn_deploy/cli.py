@@ -88,18 +88,31 @@ def _progress(label: str) -> Iterator[Any]:
 
 @main.command()
 @click.argument("name", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="Copy the trained checkpoint of NAME there.")
 @click.option("--json", "as_json", is_flag=True, help="Print plain data.")
-def models(name: str | None, as_json: bool) -> None:
-    """List the shipped recipes and trained checkpoints, or show one.
+def models(name: str | None, out: Path | None, as_json: bool) -> None:
+    """List the shipped recipes and trained checkpoints, show one, or copy its checkpoint.
 
     \b
     Example: s3nn-deploy models digits-conv
+             s3nn-deploy models mnist-lenet --out model.pt
     """
     from s3nn_deploy import recipes
-    from s3nn_deploy.files import builtin
+    from s3nn_deploy.files import builtin, replacing, sha256
     from s3nn_deploy.report import table
 
     folder = builtin("models")
+    if out is not None:
+        shipped = [n for n in recipes.names() if (folder / f"{n}.pt").is_file()]
+        if name not in shipped:
+            hint = f"There are {', '.join(shipped)}. Or train it: s3nn-deploy train {name or 'digits-conv'}"
+            raise DeployError(f"recipe {name!r}", "has no trained checkpoint", hint=hint)
+        with replacing(out) as temporary:
+            temporary.write_bytes((folder / f"{name}.pt").read_bytes())
+        digest = sha256(out)
+        if as_json:
+            return _emit({"model": str(out), "sha256": digest})
+        return click.echo(f"{out}: {name} as trained, SHA-256 {digest[:12]}... Next: s3nn-deploy verify {out}")
     if name:
         recipe = recipes.load(name)
         if as_json:
@@ -203,20 +216,21 @@ def train(
     from s3nn_deploy import train as training
 
     advised: set[str] = set()
+    epochs, terminal = chosen.epochs * (2 if chosen.distil else 1), _console(err=True).is_terminal
 
     def show(done: int, total: int, epoch: Any) -> None:
-        rates = "" if epoch is None else ", ".join(f"{name} {rate:.0%}" for name, rate in epoch.rates.items())
-        for advice in () if epoch is None else epoch.advice:
+        if epoch is None:
+            return advance(done, total, None)
+        for advice in epoch.advice:
             if (layer := advice.partition(":")[0]) not in advised:
                 advised.add(layer)
                 click.echo(f"epoch {epoch.epoch}, {advice}", err=True)
-        advance(
-            done,
-            total,
-            None
-            if epoch is None
-            else f"epoch {epoch.epoch}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.1%}  firing {rates}",
-        )
+        rates = ", ".join(f"{name} {rate:.0%}" for name, rate in epoch.rates.items())
+        text = f"epoch {epoch.epoch}{' of the twin' * epoch.twin}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.1%}"
+        advance(done, total, f"{text}  firing {rates}" if rates else text)
+        if not terminal:
+            left = epoch.seconds * epochs * (total - done) / total
+            click.echo(f"{text}  firing {rates or '-'}  about {left / 60:.0f} min left", err=True)
 
     with _progress(f"Training {chosen.name}") as advance:
         made = training.train(chosen, dataset, out, resume=resume, device=device, tensorboard=tensorboard, report=show)

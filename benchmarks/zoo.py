@@ -1,0 +1,251 @@
+"""The trained checkpoints in models/: trains recipes, verifies what they give, counts it, and writes it down.
+
+    python -m benchmarks.zoo digits-mlp digits-conv digits-resnet
+    python -m benchmarks.zoo mnist-lenet --data DIR --variant bits=4
+    python -m benchmarks.zoo mnist-lenet --data DIR --trained runs/mnist-lenet.pt     # from `s3nn-deploy train`
+
+For each recipe: models/NAME.pt and its certificate (every backend against PyTorch, real Lava included where it is set up), the
+model card models/NAME.md, the recipe's [measured] table, and the table of all of them in docs/training.md. A --variant is
+trained with the setting, unless runs/NAME-KEY=VALUE.pt is there, and goes into the table only. Exit code 1 if a backend differs.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from s3nn_deploy import certificate, data, recipes, targets
+from s3nn_deploy.backends import pytorch, run
+from s3nn_deploy.counts import Counts, join
+from s3nn_deploy.data import Dataset
+from s3nn_deploy.files import replacing, sha256, write_text
+from s3nn_deploy.intnet import IntNet
+from s3nn_deploy.model import load_model
+from s3nn_deploy.pricing import Bill, price
+from s3nn_deploy.recipes import Recipe
+from s3nn_deploy.report import proof_sentence, synapses
+from s3nn_deploy.train import train
+from s3nn_deploy.verification import Result, verify
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ROOT / "models"
+PAGE, BEGIN, END = ROOT / "docs" / "training.md", "<!-- zoo: begin -->", "<!-- zoo: end -->"
+BATCH = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What all held-out samples gave; predictions and readouts of PyTorch and the emulator were equal on each."""
+
+    net: IntNet
+    correct: int
+    total: int
+    counts: Counts
+    bill: Bill
+    fired: dict[str, int]
+
+    @property
+    def firing(self) -> float:
+        return sum(self.fired.values()) / (self.total * sum(p.size for p in self.net.spiking))
+
+    @property
+    def zeros(self) -> float:
+        weights = [j.synapses.weight for p in self.net.populations for j in p.projections]
+        return sum(int((w == 0).sum()) for w in weights) / sum(w.size for w in weights)
+
+    def mean(self, kind: str) -> float:
+        return float(self.counts.total(kind).mean())
+
+
+def measure(model: Path, tested: Dataset) -> Measured:
+    """Run every held-out sample in PyTorch and on the emulator.
+
+    Raises:
+        AssertionError: one readout differs.
+    """
+    converted = load_model(model)
+    net, correct, parts, fired = converted.net, 0, [], dict.fromkeys((p.name for p in converted.net.spiking), 0)
+    for start in range(0, len(tested.test_y), BATCH):
+        x, y = (a[start : start + BATCH] for a in (tested.test_x, tested.test_y))
+        trace, want = run(net, x), pytorch.run(converted, x)
+        assert np.array_equal(trace.readout, want.readout), f"{model}: the emulator differs from PyTorch"
+        correct += int((trace.predictions == y).sum())
+        assert trace.counts is not None
+        parts.append(trace.counts)
+        for name, spikes in trace.spikes.items():
+            fired[name] += int(spikes.sum())
+    counts = join(parts)
+    return Measured(net, correct, len(tested.test_y), counts, price(counts, targets.load("emulator")), fired)
+
+
+def card(recipe: Recipe, found: Measured, made: Result, facts: dict[str, Any], hashes: dict[str, str]) -> str:
+    """The model card, Markdown."""
+    synops, spread = found.counts.total("synops"), found.bill.distribution
+    ran = ", ".join(dict.fromkeys(check.backend for check in made.checks if check.samples))
+    compared = sum(check.compared for check in made.checks)
+    lines = [
+        f"# {recipe.name}",
+        "",
+        f"{recipe.summary}. Written by `python -m benchmarks.zoo {recipe.name}`.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| data | {recipe.data}, {found.total:,} held-out samples, {recipe.input_bits}-bit pixels |",
+        f"| accuracy in PyTorch | {found.correct / found.total:.2%} ({found.correct:,}) |",
+        "| accuracy on the emulator | the same: all readouts are equal |",
+        f"| synaptic operations per inference | mean {synops.mean():,.0f} ({synops.min():,} to {synops.max():,}) |",
+        f"| multiply-accumulates of the first layer | mean {found.mean('macs'):,.0f}; a dense network would do "
+        f"{found.mean('dense_macs'):,.0f} in all |",
+        f"| neurons that fire | {found.firing:.1%} |",
+        f"| weights that are zero | {found.zeros:.1%} |",
+        f"| energy per inference, target `emulator` | mean {spread.mean:,.0f} nJ (5% to 95%: {spread.p5:,.0f} to "
+        f"{spread.p95:,.0f}), {found.bill.evidence} prices; `s3nn-deploy targets emulator` has their sources |",
+        f"| verified | {ran}: {compared:,} values, {sum(check.differing for check in made.checks)} different |",
+        f"| trained by | `{facts['command']}`, on {facts['hardware']} |",
+        *(f"| {what} | `{value}` |" for what, value in hashes.items()),
+        "",
+        proof_sentence(made),
+        "",
+        "| population | neurons | fan-in | fires | synaptic operations |",
+        "|---|---|---|---|---|",
+    ]
+    for population in found.net.populations:
+        events = found.counts.events[population.name]
+        rate = f"{found.fired[population.name] / (found.total * population.size):.1%}" if population.spiking else "-"
+        operations = (events["synops"] + events["macs"]).mean()
+        lines.append(
+            f"| {population.name} | {population.size:,} | {synapses(population)} | {rate} | {operations:,.0f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def facts_of(found: Measured, command: str) -> dict[str, Any]:
+    """The recipe's [measured] table."""
+    return {
+        "accuracy": round(found.correct / found.total, 4),
+        "correct": found.correct,
+        "total": found.total,
+        "firing": round(found.firing, 4),
+        "synops": round(found.mean("synops")),
+        "nj": round(found.bill.distribution.mean),
+        "command": command,
+        "hardware": f"a virtual machine with {os.cpu_count()} cores, {certificate.processor()}, PyTorch "
+        f"{torch.__version__.partition('+')[0]} for CPU",
+    }
+
+
+def write_measured(name: str, key: str, facts: dict[str, Any]) -> None:
+    """Put `facts` into the recipe's file as its table `key`, in the place of what was there."""
+    path = MODELS / f"{name}.toml"
+    text = path.read_text(encoding="utf-8")
+    tables = {"measured": dict(tomllib.loads(text).get("measured", {}))}
+    variants = tables["measured"].pop("variants", [])
+    if key == "measured":
+        tables["measured"] = facts
+    else:
+        variants = [*(v for v in variants if v["setting"] != key), {"setting": key, **facts}]
+    head = text.partition("\n[measured]")[0].rstrip("\n")
+    body = "".join(f"{k} = {json.dumps(v)}\n" for k, v in tables["measured"].items())
+    more = "".join(
+        "\n[[measured.variants]]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in v.items()) for v in variants
+    )
+    write_text(path, f"{head}\n\n[measured]\n{body}{more}")
+    recipes.load(name)
+
+
+def table() -> str:
+    """All measured recipes and their variants, Markdown."""
+    rows = [
+        "| recipe | held-out accuracy | firing | synaptic operations | nJ | trained by |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in recipes.names():
+        measured = dict(recipes.load(name).measured)
+        variants = measured.pop("variants", [])
+        for facts in [measured, *variants]:
+            if "synops" in facts:
+                setting = f", {facts['setting']}" if "setting" in facts else ""
+                rows.append(
+                    f"| {name}{setting} | {facts['accuracy']:.2%} ({facts['correct']:,} of {facts['total']:,}) "
+                    f"| {facts['firing']:.1%} | {facts['synops']:,} | {facts['nj']:,} | `{facts['command']}` |"
+                )
+    return "\n".join(rows) + "\n"
+
+
+def ship(name: str, folder: Path | None, trained: Path | None, variants: list[str]) -> bool:
+    """Train (or take), measure, verify and write down one recipe; whether all backends were equal."""
+    recipe = recipes.load(name)
+    dataset = data.load(recipe.data, folder)
+    tested = dataset.quantised(recipe.input_bits)
+    model = MODELS / f"{name}.pt"
+    command = f"s3nn-deploy train {name}"
+    if trained is not None:
+        same = load_model(trained).net.provenance.get("recipe", {})
+        if {**same, "measured": {}, "summary": "", "name": ""} != {
+            **recipe.plain(),
+            "measured": {},
+            "summary": "",
+            "name": "",
+        }:
+            sys.exit(f"{trained} was trained by another recipe than {name}")
+        with replacing(model) as temporary:
+            temporary.write_bytes(trained.read_bytes())
+    elif not model.is_file():
+        train(recipe, dataset, model, report=_say(name))
+        model.with_name(f"{name}.pt.metrics.jsonl").unlink()
+    found = measure(model, tested)
+    made = verify(model, tested.test_x[:100], progress=lambda *_: None)
+    place = certificate.write(made, model)
+    facts = facts_of(found, command)
+    hashes = {
+        "SHA-256 of the file": sha256(model),
+        "digest of the integer network": found.net.digest,
+        "digest of the certificate": json.loads(place.read_text(encoding="utf-8"))["digest"],
+    }
+    write_measured(name, "measured", facts)
+    write_text(MODELS / f"{name}.md", card(recipe, found, made, facts, hashes))
+    print(f"{name}: {facts['accuracy']:.2%}, {facts['synops']:,} synops, equal: {made.equal}", flush=True)
+    for setting in variants:
+        out = Path("runs") / f"{name}-{setting}.pt"
+        if not out.is_file():
+            train(recipes.load(name, (setting,)), dataset, out, report=_say(f"{name}, {setting}"))
+        variant = facts_of(measure(out, tested), f"{command} --set {setting}")
+        write_measured(name, setting, variant)
+        print(f"{name}, {setting}: {variant['accuracy']:.2%}", flush=True)
+    return made.equal
+
+
+def _say(name: str) -> Any:
+    def say(done: int, total: int, epoch: Any) -> None:
+        if epoch is not None:
+            print(f"{name}: step {done} of {total}, {epoch.accuracy:.2%} in training", file=sys.stderr, flush=True)
+
+    return say
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="recipes; none: only the table is written")
+    parser.add_argument("--data", type=Path, help="folder of data sets; default $S3NN_DATA")
+    parser.add_argument("--trained", type=Path, help="a model of that one recipe, instead of training it here")
+    parser.add_argument(
+        "--variant", action="append", default=[], metavar="KEY=VALUE", help="train this as well; may be repeated"
+    )
+    options = parser.parse_args()
+    if options.trained and len(options.names) != 1:
+        parser.error("--trained goes with one recipe")
+    equal = [ship(name, options.data, options.trained, options.variant) for name in options.names]
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    write_text(PAGE, f"{before}{BEGIN}\n{table()}{END}{rest.partition(END)[2]}")
+    sys.exit(0 if all(equal) else 1)
+
+
+if __name__ == "__main__":
+    main()
