@@ -64,7 +64,7 @@ def pilotnet(layer, folder, netx, io, run):
 
 
 def main(folder: Path) -> int:
-    child.import_lava()
+    child.builder.import_lava()
     netx = child.import_netx()
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2SimCfg
