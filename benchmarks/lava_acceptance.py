@@ -3,6 +3,7 @@
     python -m benchmarks.lava_acceptance                                 # trained briefly on scikit-learn's digits, enlarged
     python -m benchmarks.lava_acceptance --data MNIST --images CIFAR     # trained briefly on the first images of these
     python -m benchmarks.lava_acceptance --only vgg --samples 1000
+    python -m benchmarks.lava_acceptance --only --models mnist-mlp.pt    # models of your own, and nothing else
 
 Four networks, with trained and with random 8-bit weights, as netx file where they are a chain and as .lava file in every
 input encoding; then random networks of the tests' generator; then Intel's own ground truths (`lava_truths`), for which
@@ -156,7 +157,20 @@ def trained(name: str, folder: Path, mnist: Path | None, images: Path | None) ->
         train(recipe, found, model)
     from s3nn_deploy.model import load
 
+    return shown(load(model), found)
+
+
+def given(model: Path, mnist: Path | None) -> tuple[IntNet, np.ndarray, str]:
+    """What `trained` returns, of a model that has been trained elsewhere, on what its provenance names."""
+    from s3nn_deploy.model import load
+
     net = load(model)
+    name = net.provenance["data"]
+    return shown(net, data.load(name, mnist if name == "mnist" else None))
+
+
+def shown(net: IntNet, found: Dataset) -> tuple[IntNet, np.ndarray, str]:
+    """A trained network, held-out samples in its input range in another order, and a word about its training."""
     share = net.provenance["test_correct"] / net.provenance["test_total"]
     order = np.random.default_rng(1).permutation(len(found.test_x))
     x = found.quantised(net.input.bits).test_x[order]
@@ -273,16 +287,20 @@ def truths(store: Store) -> None:
 
 def page(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The section between the markers."""
-    named = [r for r in rows if r.get("net") in NETS]
-    yield "| network | weights | file | neurons | firing | samples | values | different | seconds in Lava | cores, Loihi 1 and 2 |"
+    drawn = [r for r in rows if r.get("net", "").startswith("random")]
+    named = [r for r in rows if "net" in r and r not in drawn]
+    names = [*NETS, *dict.fromkeys(r["net"] for r in named if r["net"] not in NETS)]
+    yield (
+        "| network | weights | file | neurons | firing | samples | values compared | different | seconds in Lava "
+        "| cores on Loihi, Loihi 2 |"
+    )
     yield "|---|---|---|---|---|---|---|---|---|---|"
-    for r in sorted(named, key=lambda r: (list(NETS).index(r["net"]), r["weights"], r["file"] != "netx")):
+    for r in sorted(named, key=lambda r: (names.index(r["net"]), r["weights"], r["file"] != "netx")):
         on = ", ".join(str(r["cores"].get(t, "-")) for t in ("loihi", "loihi2"))
         yield (
             f"| {r['net']} | {r['weights']} | {r['file']} | {r['neurons']:,} | {r['rate']:.0%} | {r['samples']:,} "
             f"| {r['values']:,} | {r['different']:,} | {r['seconds']:,} | {on} |"
         )
-    drawn = [r for r in rows if r.get("net", "").startswith("random")]
     for kind in dict.fromkeys(r["file"] for r in drawn):
         some = [r for r in drawn if r["file"] == kind]
         total = {k: sum(r[k] for r in some) for k in ("neurons", "samples", "values", "different", "seconds")}
@@ -312,9 +330,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with MNIST's four files, for the 28x28 networks")
     parser.add_argument("--images", type=Path, help="folder with train/<class>/*.png of 32x32 pixels, for the others")
     parser.add_argument("--only", nargs="*", choices=[*NETS, "random", "truths"], help="some of it")
+    parser.add_argument("--models", type=Path, nargs="+", default=[], help="trained model files (.pt) to try as well")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "lava-acceptance", help="models and results")
     options = parser.parse_args()
-    store, chosen = Store(options.folder), options.only or [*NETS, "random", "truths"]
+    store = Store(options.folder)
+    chosen = [*NETS, "random", "truths"] if options.only is None else options.only
     os.environ.setdefault("S3NN_LAVA_TIMEOUT", "7200")
     for name in (n for n in NETS if n in chosen):
         net, x, word = trained(name, options.folder, options.data, options.images)
@@ -324,6 +344,9 @@ def main() -> None:
         if name == "mlp":  # whose sums over pixels of 4 bits and weights of 8 leave what a netx file can hold
             net = randomised(replace(net, input=Input(net.input.shape, 1)))
             tried(net, samples(net, options.samples, 1), name, "random, binary input", store)
+    for model in options.models:
+        net, x, word = given(model, options.data)
+        tried(net, x[: options.samples], model.stem, word, store)
     if "random" in chosen:
         for seed in RANDOM:
             net = random_net(seed)

@@ -2,7 +2,7 @@
 
     $(python -c 'from s3nn_deploy import lava_env; print(lava_env.find())') -I benchmarks/lava_truths.py FOLDER
 
-FOLDER is `tests/lava/lib/dl/netx` of lava-dl's wheel. `python -m benchmarks.lava_acceptance --truths` fetches it and runs
+FOLDER is `tests/lava/lib/dl/netx` of lava-dl's wheel. `python -m benchmarks.lava_acceptance` fetches it and runs
 this. Prints a line of JSON a truth: {"truth", "values", "different"}. After test_hdf5.py and test_hdf5_nx.py of lava-dl.
 """
 
@@ -64,7 +64,7 @@ def pilotnet(layer, folder, netx, io, run):
 
 
 def main(folder: Path) -> int:
-    child.import_lava()
+    child.builder.import_lava()
     netx = child.import_netx()
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2SimCfg

@@ -394,7 +394,9 @@ def _export_loihi(
             click.echo(f"{step.name}: " + "; ".join(step.lines))
     used, chips = len(made.fit.cores), made.fit.chips
     click.echo(f"Input: {made.plan.passes[1].lines[0]} ({made.plan.passes[1].lines[1]}).")
-    click.echo(f"Fits: {used} cores on {chips} chip{'s' if chips > 1 else ''}; latency {made.plan.latency} steps.")
+    click.echo(
+        f"Fits: {used} core{'s' if used > 1 else ''} on {chips} chip{'s' if chips > 1 else ''}; latency {made.plan.latency} steps."
+    )
     for sentence in delivery.cost_sentences(made.cost):
         click.echo(sentence)
     for note in made.notes:

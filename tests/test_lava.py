@@ -1,6 +1,7 @@
 """Lava's fixed-point simulation computes what the reference does, and leaves nothing behind, however it ends."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s3nn_deploy import lava_env
+from s3nn_deploy import golden, lava_env
 from s3nn_deploy.backends import lava, reference
 from s3nn_deploy.backends import netx as netx_backend
 from s3nn_deploy.errors import DeployError
+from s3nn_deploy.files import read_npz, write_npz
 from s3nn_deploy.formats import lava as lava_file
 from s3nn_deploy.formats import netx
 from s3nn_deploy.intnet import INPUT, Conv2d, Dense, Input, IntNet, Population, Projection, check
-from s3nn_deploy.loihi import mapping
+from s3nn_deploy.loihi import delivery, mapping
+from s3nn_deploy.targets import load
 from tests.nets import SEQUENTIAL, ZOO, assert_same, samples, with_thresholds
 
 # -- the environment -------------------------------------------------------------------------------------------------
@@ -414,6 +417,107 @@ def test_two_runs_at_once_do_not_meet(interpreter, left):
         assert_same(trace, reference.run(NETS[name], samples(NETS[name], 20)))
     assert len(traces) == 2
     assert left.nothing()
+
+
+# -- what a delivery holds, with Lava alone ----------------------------------------------------------------------------
+
+
+def delivered(net, folder, target="loihi2", encoding="auto"):
+    """The delivery of `net` in `folder`, with stimuli of the tests as golden samples."""
+    return delivery.deliver(net, load(target), folder / "own.net", samples(net, 10, 1), encoding=encoding)
+
+
+def in_lava(interpreter, folder, *arguments):
+    """What a script prints that Lava's interpreter runs in `folder`, with the files there beside it."""
+    made = subprocess.run([interpreter, *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
+    return made.returncode, made.stdout + made.stderr
+
+
+RUNNER = ("lava_builder.py", "own.lava", "own.lava.golden.npz")
+
+
+@pytest.mark.lava
+@pytest.mark.parametrize("name", ["residual", "beyond 8-bit fields"])
+def test_the_runner_of_a_delivery_compares_every_value_and_says_what_differs(name, interpreter, tmp_path):
+    net = NETS.get(name) or ZOO[name]
+    delivered(net, tmp_path)
+    status, said = in_lava(interpreter, tmp_path, *RUNNER)
+    assert status == 0, said
+    for p in net.populations:
+        assert f"{p.name}: {10 * p.size} values of 10 samples, 0 different" in said
+    meta, arrays = read_npz(tmp_path / "own.lava.golden.npz", golden.SCHEMA)
+    arrays["output"][3, 0] += 1
+    arrays[f"spikes/{net.populations[0].name}"][7].flat[5] ^= True
+    write_npz(tmp_path / "own.lava.golden.npz", meta, arrays)
+    status, said = in_lava(interpreter, tmp_path, *RUNNER)
+    assert status == 1
+    assert said.count(" 1 different") == 2
+
+
+@pytest.mark.lava
+def test_the_runner_leaves_nothing_when_it_fails(interpreter, left, tmp_path):
+    delivered(SEQUENTIAL["mlp"], tmp_path)
+    runner = tmp_path / RUNNER[0]
+    runner.write_text(runner.read_text().replace("    process.stop()\n", "    process.stop() if n > 10 else 1 / 0\n"))
+    status, said = in_lava(interpreter, tmp_path, *RUNNER)
+    assert status == 2
+    assert "ZeroDivisionError" in said
+    assert left.nothing(within=3)
+    assert in_lava(interpreter, tmp_path, RUNNER[0])[0] == 1
+
+
+ADAPTERS = """
+from types import SimpleNamespace
+from lava.proc.graded.process import GradedVec
+
+def through(shape, num_message_bits):
+    same = GradedVec(shape=shape, vth=0)
+    return SimpleNamespace(inp=same.a_in, out=same.s_out)
+
+eio = SimpleNamespace(spike=SimpleNamespace(PyToNxAdapter=through, PyToN3ConvAdapter=through, NxToPyAdapter=through))
+"""
+"""In place of what only members have: spikes pass them, in the same step."""
+
+
+@pytest.mark.lava
+@pytest.mark.parametrize(
+    ("name", "target", "encoding", "loads"),
+    [
+        ("mlp", "loihi2", "auto", "netx.hdf5.Network"),
+        ("groups", "loihi2", "graded", "netx.hdf5.Network"),
+        ("groups", "loihi", "thermometer", "lava_builder.load"),
+        ("residual", "loihi", "host", "lava_builder.load"),
+        ("a readout beyond 24 bits", "loihi2", "auto", "lava_builder.load"),
+    ],
+)
+def test_the_lines_of_the_note_find_all_golden_samples(name, target, encoding, loads, interpreter, tmp_path):
+    net = NETS.get(name) or WIDE.get(name) or ZOO[name]
+    delivered(net, tmp_path, target, encoding)
+    code = (tmp_path / f"own.{target}.md").read_text().split("```python\n")[1].split("```")[0]
+    assert loads in code
+    chip = "1" if target == "loihi" else "2"
+    for line, instead in (
+        ("from lava.proc import embedded_io as eio\n", ADAPTERS),
+        ("from lava.utils import loihi\n", ""),
+        (next(line for line in code.splitlines(True) if line.startswith("loihi.use")), ""),
+        (f"Loihi{chip}HwCfg\n", f"Loihi{chip}SimCfg\n"),
+        (f"Loihi{chip}HwCfg()", f'Loihi{chip}SimCfg(select_tag="fixed_pt")'),
+    ):
+        assert code.count(line) == 1
+        code = code.replace(line, instead)
+    if "eio.state.Read" in code:  # a sink of Lava's own reads the potential
+        lines = [line for line in code.splitlines() if not line.startswith(("result = ", "back.out"))]
+        code = "\n".join(lines).replace(
+            "eio.state.Read(shape=neurons.s_out.shape)", "sink.Read(buffer=T + latency + late)"
+        )
+        code = code.replace("result.data", "back.data")
+    shutil.copy(lava_env.CHILD, tmp_path)
+    prelude = "import lava_child; lava_child.builder.import_lava(); lava_child.import_netx()\n"
+    (tmp_path / "note.py").write_text(prelude + code)
+    status, said = in_lava(interpreter, tmp_path, "note.py")
+    assert status == 0, said
+    assert "0 more steps: 10 of 10 golden samples" in said
+    assert said.count("10 of 10") == 1
 
 
 def test_the_wide_networks_need_what_they_are_here_for():

@@ -3,8 +3,9 @@
     python lava_builder.py MODEL.lava GOLDEN.npz     runs the golden samples in Lava's fixed-point simulation and compares
                                                      every spike and every readout, ==; exit code 0: all equal
 
-On Python 3.10 with `pip install lava-nc==0.10.0` this is all that is needed. To run on the chip, build the same
-processes with `build`, and put adapters between them and the host (see the delivery note of the export).
+The Python is one that has lava-nc: 3.10 with `pip install lava-nc==0.10.0`, or what `s3nn-deploy setup loihi` names. To
+run on the chip, build the same processes with `build`, and put adapters between them and the host (see the delivery
+note of the export).
 
 The file is an .npz whose "meta.json" says what there is (`plan`) and whose arrays are weights, biases and thresholds:
 
@@ -16,8 +17,12 @@ Sample k = 0, 1, ... is shown at step k + 1 (the first step is 1) and is in a gr
 of images are (C, H, W) in the file and (W, H, C) in Lava: each is the other's transpose.
 """
 
+import dataclasses
 import json
+import multiprocessing
 import sys
+import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,45 @@ def load(path: Any) -> tuple[Plan, Arrays]:
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     return json.loads(arrays.pop("meta.json").tobytes().decode())["plan"], arrays
+
+
+# -- making lava-nc 0.10.0 importable, without touching a file of its own
+
+
+def import_lava() -> None:
+    """Make Lava importable on Python 3.10 to 3.13, with NumPy 1.26 or 2.x, and right for large networks."""
+    warnings.filterwarnings("ignore", message="Cannot import module")
+    import_var_model()
+    from lava.magma.core.process.ports.ports import ReshapePort
+
+    if np.lib.NumpyVersion(np.__version__) >= "2.1.0":  # np.reshape(newshape=) is gone from NumPy 2.4 on
+        ReshapePort.get_transform_func_fwd = lambda port: lambda data: np.reshape(data, port.shape)
+        ReshapePort.get_transform_func_bwd = lambda port: lambda data: np.reshape(data, port.old_shape)
+
+    from lava.magma.core.model.py.type import LavaPyType
+    from lava.proc.conv.models import AbstractPyConvModel
+
+    for name in ("kernel_size", "stride", "padding", "dilation", "groups"):  # int8 there: 128 groups would become -128
+        setattr(AbstractPyConvModel, name, LavaPyType(np.ndarray, np.int32))
+
+
+def import_var_model() -> None:
+    """Python >= 3.11 refuses an unhashable dataclass instance as a field's default, and Lava's ByteEncoder is one."""
+    real = dataclasses.dataclass
+
+    def tolerant(cls: Any = None, /, **options: Any) -> Any:
+        if cls is None:
+            return lambda cls: tolerant(cls, **options)
+        made = real(cls, **options)
+        if made.__name__ == "ByteEncoder" and made.__hash__ is None:
+            made.__hash__ = object.__hash__
+        return made
+
+    dataclasses.dataclass = tolerant
+    try:
+        import lava.magma.compiler.var_model  # noqa: F401
+    finally:
+        dataclasses.dataclass = real
 
 
 # -- the host's part
@@ -163,6 +207,7 @@ def make_wires(connection: dict[str, Any], weight: Any, source: tuple[int, ...],
 
 def main(file: Path, golden: Path) -> int:
     """Run the golden samples in simulation, one a step, and compare. Prints one line a population."""
+    import_lava()
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2SimCfg
     from lava.proc.io import sink, source
@@ -188,14 +233,14 @@ def main(file: Path, golden: Path) -> int:
             sinks[group["name"]] = sink.RingBuffer(shape=neurons[group["name"]].s_out.shape, buffer=steps)
             neurons[group["name"]].s_out.connect(sinks[group["name"]].a_in)
     process = neurons[last["name"]]
-    try:  # without the tag Lava takes its floating-point models: other spikes
-        process.run(condition=RunSteps(num_steps=steps), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
-        for group in plan["groups"]:
-            if group["name"] in sinks:
-                data = sinks[group["name"]].data.get().T[group["depth"] :][:n]
-                found[group["name"]] = readout(plan, arrays, data) if group is last else data != 0
-    finally:
-        process.stop()
+    print(f"{steps} time steps in simulation", flush=True)
+    # without the tag Lava takes its floating-point models: other spikes
+    process.run(condition=RunSteps(num_steps=steps), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
+    for group in plan["groups"]:
+        if group["name"] in sinks:
+            data = sinks[group["name"]].data.get().T[group["depth"] :][:n]
+            found[group["name"]] = readout(plan, arrays, data) if group is last else data != 0
+    process.stop()
     wrong = 0
     for name, got in found.items():
         want = expected["output" if name == plan["order"][-1] else f"spikes/{name}"]
@@ -206,4 +251,14 @@ def main(file: Path, golden: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    try:
+        status = main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except BaseException:
+        traceback.print_exc()
+        status = 2
+        for actor in multiprocessing.active_children():  # Python waits for them, and they for ever
+            if "Manager" not in actor.name:  # which ends by itself, and takes the shared memory with it
+                actor.kill()
+    sys.exit(status)

@@ -13,7 +13,6 @@ stdout, one JSON object a line. When the parent dies, this process, all of Lava'
 
 import contextlib
 import ctypes
-import dataclasses
 import functools
 import importlib.machinery
 import importlib.util
@@ -27,7 +26,6 @@ import threading
 import time
 import traceback
 import types
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,19 @@ import numpy as np
 
 STEPS, SECONDS = 256, 1.0  # at most so many steps, and about so many seconds, between two lines of progress
 ACTORS: list[Any] = []  # a handle of each process that Lava forked
+
+
+def load_builder() -> Any:
+    """The module beside this script."""
+    spec = importlib.util.spec_from_file_location("lava_builder", Path(__file__).with_name("lava_builder.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+builder = load_builder()
 
 
 # -- no process and no shared memory outlives the parent
@@ -111,26 +122,6 @@ def shared(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=dtype, count=int(np.prod(shape))).reshape(shape)
 
 
-# -- making lava-nc 0.10.0 and lava-dl 0.6.0 importable, without touching a file of theirs
-
-
-def import_lava() -> None:
-    """Make Lava importable on Python 3.10 to 3.13, with NumPy 1.26 or 2.x, and right for large networks."""
-    warnings.filterwarnings("ignore", message="Cannot import module")
-    import_var_model()
-    from lava.magma.core.process.ports.ports import ReshapePort
-
-    if np.lib.NumpyVersion(np.__version__) >= "2.1.0":  # np.reshape(newshape=) is gone from NumPy 2.4 on
-        ReshapePort.get_transform_func_fwd = lambda port: lambda data: np.reshape(data, port.shape)
-        ReshapePort.get_transform_func_bwd = lambda port: lambda data: np.reshape(data, port.old_shape)
-
-    from lava.magma.core.model.py.type import LavaPyType
-    from lava.proc.conv.models import AbstractPyConvModel
-
-    for name in ("kernel_size", "stride", "padding", "dilation", "groups"):  # int8 there: 128 groups would become -128
-        setattr(AbstractPyConvModel, name, LavaPyType(np.ndarray, np.int32))
-
-
 def rewire_lava() -> None:
     """Watch the processes that Lava forks, share memory without names, and exchange samples and results through it."""
     from lava.magma.runtime.message_infrastructure import multiprocessing as infrastructure
@@ -148,23 +139,7 @@ def rewire_lava() -> None:
     sink.AbstractPyRead.run_post_mgmt = record_state
 
 
-def import_var_model() -> None:
-    """Python >= 3.11 refuses an unhashable dataclass instance as a field's default, and Lava's ByteEncoder is one."""
-    real = dataclasses.dataclass
-
-    def tolerant(cls: Any = None, /, **options: Any) -> Any:
-        if cls is None:
-            return lambda cls: tolerant(cls, **options)
-        made = real(cls, **options)
-        if made.__name__ == "ByteEncoder" and made.__hash__ is None:
-            made.__hash__ = object.__hash__
-        return made
-
-    dataclasses.dataclass = tolerant
-    try:
-        import lava.magma.compiler.var_model  # noqa: F401
-    finally:
-        dataclasses.dataclass = real
+# -- making lava-dl 0.6.0 importable, without touching a file of its own; lava-nc is the builder's
 
 
 def import_netx() -> Any:
@@ -238,7 +213,6 @@ def run_netx(job: dict[str, Any], x: np.ndarray) -> dict[str, np.ndarray]:
 
 def run_lava(job: dict[str, Any], x: np.ndarray) -> dict[str, np.ndarray]:
     """A .lava file's spikes of every population, the host's included, and the readout."""
-    builder = load_builder()
     plan, arrays = builder.load(job["file"])
     values, found = builder.injected(plan, arrays, x)
     neurons, inputs = builder.build(plan, arrays)
@@ -255,16 +229,6 @@ def run_lava(job: dict[str, Any], x: np.ndarray) -> dict[str, np.ndarray]:
     found |= {group["name"]: spikes for group, spikes in zip(groups, results, strict=True)}
     found[groups[-1]["name"]] = builder.readout(plan, arrays, results[-1])
     return {**{str(i): found[name] for i, name in enumerate(plan["order"][:-1])}, "readout": found[plan["order"][-1]]}
-
-
-def load_builder() -> Any:
-    """The module beside this script."""
-    spec = importlib.util.spec_from_file_location("lava_builder", Path(__file__).with_name("lava_builder.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def simulate(feeds: list[Feed], probes: list[Probe], samples: int) -> list[np.ndarray]:
@@ -318,7 +282,7 @@ def main(folder: Path, parent: int) -> None:
     try:
         job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         x = np.load(folder / "x.npy", allow_pickle=False)
-        import_lava()
+        builder.import_lava()
         rewire_lava()
         results = {"netx": run_netx, "lava": run_lava}[job["kind"]](job, x)
         np.savez(folder / "result.npz", **results)  # type: ignore[arg-type]
@@ -334,7 +298,7 @@ def main(folder: Path, parent: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--check"]:
-        import_lava()
+        builder.import_lava()
         import_netx()
         print(json.dumps({"python": sys.version.split()[0], "numpy": np.__version__}))
     else:

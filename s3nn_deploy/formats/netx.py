@@ -147,13 +147,22 @@ def hardware_notes(net: IntNet) -> list[str]:
             sums = f"doubled sums {low.min():,}..{high.max():,} can exceed 16-bit accumulators ({SUM_HARDWARE:,})"
             notes.append(f"{population.name}: {sums}; fewer input or weight bits avoid it")
         bias = _neurons(population)[1]
-        if bias.min() < -BIAS_HARDWARE or bias.max() >= BIAS_HARDWARE:
+        if _beyond(bias):
             limit = f"{-BIAS_HARDWARE:,}..{BIAS_HARDWARE - 1:,}"
             notes.append(f"{population.name}: biases {bias.min():,}..{bias.max():,} exceed 13 bits ({limit})")
         if isinstance(synapses, Conv2d):
             source = net.source(population.projections[0])
             notes += [f"{population.name}: {note}" for note in _conv_notes(synapses, source)]
     return notes
+
+
+def beyond_hardware(net: IntNet) -> list[str]:
+    """The populations whose biases in the file of `net` do not fit the chip."""
+    return [p.name for p in lower(net).populations if _beyond(_neurons(p)[1])]
+
+
+def _beyond(bias: NDArray[np.int64]) -> bool:
+    return bool(bias.min() < -BIAS_HARDWARE or bias.max() >= BIAS_HARDWARE)
 
 
 def _conv_notes(conv: Conv2d, source: Input | Population) -> list[str]:

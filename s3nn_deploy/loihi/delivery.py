@@ -102,17 +102,19 @@ def deliver(
     return Delivery(path, {**files, note: "this delivery in words"}, plan, fit, bill, notes)
 
 
+UNFIT = "the netx file is for the simulation only; on the chip use the .lava file"
+
+
 def _netx(net: IntNet, plan: Plan) -> tuple[bool, list[str]]:
     """Whether there is a netx file, and what to know about that."""
     try:
-        found = netx.hardware_notes(net)
+        found = [f"netx file, {note}" for note in netx.hardware_notes(net)]
     except DeployError as error:
         return False, [f"no netx file: {error}"]
-    if net.input.bits > 1 and plan.encoding != "graded":
-        found.append(
-            "the netx file takes graded input: in simulation and on Loihi 2 only; elsewhere use the .lava file"
-        )
-    return True, found
+    why = [f"{name}'s biases exceed 13 bits" for name in netx.beyond_hardware(net)]
+    if plan.encoding not in ("spikes", "graded"):
+        why.append("it takes graded input")
+    return True, [*([f"{UNFIT}: {', '.join(why)}"] if why else []), *found]
 
 
 def _golden(net: IntNet, x: NDArray[Any], trace: Trace, file: Path) -> Path:
@@ -175,7 +177,7 @@ def _note(made: Delivery, net: IntNet, target: Target, trace: Trace) -> Iterator
         bias = "-" if g.bias is None else f"{g.bias.min()} .. {g.bias.max()}, exponent {g.bias_exp}"
         yield f"| {g.name} | {g.role} | {g.size:,} | {g.depth} | {g.neuron} | {g.vth:,} | {bias} | {g.scale} |"
     yield ""
-    yield from _loading(made, stem, generation(target))
+    yield from _loading(made, net, generation(target))
     yield from _samples(net, stem, trace)
     yield from _cores(made)
     yield from _price(made)
@@ -184,30 +186,33 @@ def _note(made: Delivery, net: IntNet, target: Target, trace: Trace) -> Iterator
     yield from (f"- {line}" for line in assumptions(made))
 
 
-def _loading(made: Delivery, stem: str, which: int) -> Iterator[str]:
-    plan, last, as_netx = made.plan, made.plan.readout, _as_netx(made)
+def _loading(made: Delivery, net: IntNet, which: int) -> Iterator[str]:
+    plan, last, as_netx, stem = made.plan, made.plan.readout, _as_netx(made), made.path.stem
     chip, config = ("N2A2", "Loihi1HwCfg") if which == 1 else ("N3B3", "Loihi2HwCfg")
+    of_images = "PyToN3ConvAdapter" if which == 2 else "PyToNxAdapter"
+    bits = max(source.message_bits for source in plan.sources)
     yield "## Loading it on the chip"
     yield ""
-    yield "Needed: membership of Intel's research community, and its wheels `lava-loihi` and `nxcore` beside `lava-nc`. These"
-    yield "lines follow lava-dl's hardware test (test_hdf5_nx.py) and netx tutorials; they could not be run here."
+    yield "Needed: membership of Intel's research community, and its wheels `lava-loihi` and `nxcore` beside `lava-nc`. The calls"
+    yield "of `embedded_io` are as public users of these wheels write them; they could not be run here, the rest was."
     yield ""
     yield "```python"
     yield "import numpy as np"
     yield "from lava.magma.core.run_conditions import RunSteps"
     yield f"from lava.magma.core.run_configs import {config}"
     yield "from lava.proc import embedded_io as eio"
-    yield "from lava.proc.io import source"
+    yield "from lava.proc.io import sink, source"
     yield "from lava.utils import loihi"
     yield "from lava.lib.dl import netx" if as_netx else "import lava_builder"
     yield ""
     yield f"loihi.use_slurm_host(loihi_gen=loihi.ChipGeneration.{chip})"
-    yield f'x = np.load("{stem}.lava.golden.npz")["input"]'
-    yield f"T, latency = len(x), {plan.latency}"
+    yield f'golden = np.load("{stem}.lava.golden.npz")'
+    yield 'x, want = golden["input"], golden["output"]'
+    yield f"T, latency, late = len(x), {plan.latency}, 4  # adapters may add so many steps"
+    yield ""
     if as_netx:
         flat = isinstance(plan.connections[0].wires, Dense)
-        adapter, shown = ("PyToNxAdapter", "x.reshape(T, -1).T") if flat else ("PyToN3ConvAdapter", "x.T")
-        bits = plan.sources[0].message_bits
+        adapter, shown = ("PyToNxAdapter", "x.reshape(T, -1).T") if flat else (of_images, "x.T")
         yield f'net = netx.hdf5.Network(net_config="{stem}.net", input_message_bits={bits})'
         yield f"into = source.RingBuffer(data={shown}.astype(int))  # (W, H, C, T) or (N, T)"
         yield f"adapter = eio.spike.{adapter}(shape=net.inp.shape, num_message_bits={bits})"
@@ -220,36 +225,55 @@ def _loading(made: Delivery, stem: str, which: int) -> Iterator[str]:
         yield "built, inputs = lava_builder.build(plan, arrays)"
         yield "for name, lag, wires, flat in inputs:"
         yield "    data = np.concatenate([0 * feeds[name][:1]] * lag + [feeds[name]])"
-        yield "    into = source.RingBuffer(data=data.T.astype(int))"
-        yield "    make = eio.spike.PyToNxAdapter if flat else eio.spike.PyToN3ConvAdapter"
-        bits = max(source.message_bits for source in plan.sources)
+        yield "    into = source.RingBuffer(data=data.T.astype(int))  # (W, H, C, T) or (N, T)"
+        yield f"    make = eio.spike.PyToNxAdapter if flat else eio.spike.{of_images}"
         yield f"    adapter = make(shape=into.s_out.shape, num_message_bits={bits})"
         yield "    into.s_out.connect(adapter.inp)"
         yield "    lava_builder.connect(adapter.out, wires, flat)"
         yield f'neurons = built["{last.name}"]'
+    yield "result = sink.RingBuffer(shape=neurons.s_out.shape, buffer=T + latency + late)"
     if last.neuron == GRADED and not as_netx:
         yield "back = eio.spike.NxToPyAdapter(shape=neurons.s_out.shape, num_message_bits=24)"
         yield "neurons.s_out.connect(back.inp)  # the message is the sum"
     else:
-        yield "back = eio.state.Read()"
+        yield "back = eio.state.Read(shape=neurons.s_out.shape)"
         yield "back.connect_var(neurons.v)  # the membrane potential"
-    yield f"neurons.run(condition=RunSteps(num_steps=T + latency), run_cfg={config}())"
-    yield "```"
+    yield "back.out.connect(result.a_in)"
+    yield f"neurons.run(condition=RunSteps(num_steps=T + latency + late), run_cfg={config}())"
+    yield "raw = result.data.get().T  # [steps, *shape]"
+    yield "neurons.stop()"
     yield ""
     unit = (2 if as_netx else last.scale) * (64 if as_netx or last.neuron != GRADED else 1)
+    integers = f"seen / {unit}" if as_netx else "lava_builder.readout(plan, arrays, seen)"
+    yield "for shift in range(late + 1):"
+    yield "    seen = raw[latency + shift :][:T]"
+    yield f"    right = ({integers}).reshape(want.shape) == want"
+    yield '    print(f"{shift} more steps: {right.all(1).sum()} of {T} golden samples")  # one line says that all are'
+    yield "```"
+    yield ""
     host = "; then the host adds the readout's `host_bias`" if last.host_bias is not None and not as_netx else ""
-    yield f"- Readout: the value divided by {unit} is the network's integer{host or ', bias included'}; the largest scaled one wins."
+    yield f"- Readout: the value divided by {unit} is the network's integer{host or ', bias included'}; {_winner(net)}"
     yield f"- Latency: {plan.latency} steps. Sample k = 0, 1, ... shown at step k + 1 is read after step k + {1 + plan.latency}."
-    yield f"- The first {plan.latency} outputs belong to no sample: biases fire neurons before data arrive."
-    yield "- Input adapters add a step or two: find the shift with the golden samples."
+    yield f"- Pipeline fill: the first {plan.latency} outputs belong to no sample, for biases fire neurons before data arrive."
+    yield "- Input adapters add a step or two: the golden samples tell how many, as above."
+    if which == 1:
+        yield "- Which adapter Loihi 1 has for images is in no public source; `PyToN3ConvAdapter` is Loihi 2's."
     if plan.host:
         yield f"- The host computes {', '.join(p.name for p in plan.host)}: `lava_builder.injected` does, in int64."
     yield ""
 
 
+def _winner(net: IntNet) -> str:
+    """How a readout becomes a class."""
+    if np.all(net.scale == net.scale[0]):
+        return "the largest wins."
+    factors = ", ".join(f"{factor:.17g}" for factor in net.scale)
+    return f"times its class's scale, the largest wins. Scales: {factors}."
+
+
 def _as_netx(made: Delivery) -> bool:
-    """Whether the note tells to load the netx file: there is one, and the chip takes its input."""
-    return made.path.suffix == ".net" and made.plan.encoding in ("spikes", "graded")
+    """Whether the note tells to load the netx file: there is one, and the chip takes its input and its biases."""
+    return made.path.suffix == ".net" and not any(line.startswith(UNFIT) for line in made.notes)
 
 
 def _samples(net: IntNet, stem: str, trace: Trace) -> Iterator[str]:

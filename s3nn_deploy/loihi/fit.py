@@ -339,8 +339,8 @@ def _remedy(plan: Plan, group: Group, key: str, figure: int, limit: int) -> str:
             )
         case "synapse_bits_per_core":
             return (
-                f"It fits with {factor} times fewer synapses: fewer channels in {names}, 4-bit weights, "
-                "or a convolution, whose weights are shared."
+                f"It fits with {factor} times fewer synapses: fewer channels in {names}, or a convolution, whose weights are "
+                f"shared. 4-bit weights would not help: each source takes a word of {WORD} bits at least."
             )
         case "output_axons_per_core":
             return f"It fits where what it projects to lies on {factor} times fewer cores: fewer channels there."
