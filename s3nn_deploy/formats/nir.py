@@ -258,7 +258,7 @@ def _folded(net: IntNet, population: Population, profile: Profile) -> tuple[int 
         theta = population.threshold.astype(np.int64)
         top = 2 + int((high - theta).max())
         bias = top - theta
-        worst = max(top, int((high - low + np.abs(bias)).max()))
+        worst = int((high - low + np.abs(bias)).max())
     else:
         bias = np.zeros(population.channels, np.int64)
         worst = max(worst, int(np.abs(population.threshold.astype(np.float64)).max()))
@@ -370,6 +370,8 @@ def read(path: str | Path, *, dt: float = DT, compare: str | None = None, bits: 
     """
     if compare not in (None, ">", ">="):
         raise DeployError("compare", expected="'>' or '>='", got=repr(compare))
+    if not 0 < dt < math.inf:
+        raise DeployError("dt", expected="a time step above 0, in seconds", got=f"{dt:g}")
     path = existing(path)
     try:
         check_hdf5_heaps(path)
@@ -530,7 +532,7 @@ def _net(graph: Graph, about: description.Description, reading: Reading) -> IntN
             theta = _tops(node, shape, reading) - bias
             populations.append(Population(names[target], shape, tuple(projections), threshold=theta))
             shapes[target] = shape
-    spec = Input(shapes[entry], reading.bits or about.bits)
+    spec = Input(shapes[entry], about.bits if reading.bits is None else reading.bits)
     return check(IntNet(spec, tuple(populations), about.classes, about.provenance))
 
 
