@@ -51,10 +51,11 @@ EXPECTED = {
     "rockpool": {"rockpool": CHAINS, "nirtorch": EVERY},
     "archive": {"sc-neurocore": (DENSE,)},
     "onnx": {RUNTIME: EVERY},
-    "qonnx": {"qonnx": EVERY, "hls4ml": (DENSE,)},
+    "qonnx": {"qonnx": EVERY},
 }
 """Who must be exact: file x reader -> kinds. Norse and sinabs give another layer's output where one population drives two
-others; sc-neurocore does not take a Conv2d; Rockpool has no joins and no convolutions, which its profile makes dense."""
+others; sc-neurocore does not take a Conv2d; Rockpool has no joins and no convolutions, which its profile makes dense;
+hls4ml compiles each network for seconds, so it is with the others."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "interop.md")
     arguments = parser.parse_args()
     trained = sorted((ROOT / "models").glob("*.pt")) if arguments.models is None else arguments.models
-    shared = [Case(name, net, False) for name, net in nets.ZOO.items()]
     cases = [
-        *shared,
+        *(Case(name, net, False) for name, net in nets.ZOO.items()),
         *(Case(f"seed{s}", nets.random_net(s), False) for s in range(5000, 5000 + arguments.networks)),
         *(Case(path.stem, model.load(path), True) for path in trained),
     ]
@@ -109,44 +109,43 @@ def main() -> int:
     versions = {"nir": importlib.metadata.version("nir"), RUNTIME: importlib.metadata.version("onnxruntime")}
     unwritten: list[str] = []
     ready = peers.installed()
-    rows = [(form, merge) for form in (*PROFILES, "onnx", "qonnx") for merge in (False, True)]
-    for form, merge in rows:
-        if form in ("onnx", "qonnx") and merge:
-            continue
+    for form in EXPECTED:
         with tempfile.TemporaryDirectory() as folder:
-            files: dict[str, Path] = {}
-            for case in cases:
-                if merge and case.chain:
+            files: list[tuple[Case, str, Path]] = []
+            for case, merge in [(c, False) for c in cases] + [(c, True) for c in cases if c.kind == JOINS]:
+                if merge and form not in PROFILES:
                     continue
                 kind = MERGED if merge else case.kind
-                file = Path(folder) / f"{case.name}{'.onnx' if form in ('onnx', 'qonnx') else '.nir'}"
-                options = {"onnx": {}, "qonnx": {"qonnx": True}}.get(form, {"profile": form, "merge_skips": merge})
+                name, options = "onnx", {"qonnx": True} if form == "qonnx" else {}
+                if form in PROFILES:
+                    name, options = "nir", {"profile": form, "merge_skips": merge}
+                file = Path(folder) / f"{case.name}{'-merged' if merge else ''}.{name}"
                 try:
-                    formats.export(case.net, file, "nir" if form in PROFILES else "onnx", **options)
+                    formats.export(case.net, file, name, **options)
                 except DeployError as error:
-                    unwritten.append(f"{case.name} as {form}{', merged' if merge else ''}: {error}")
+                    unwritten.append(f"`{form}`, {case.name}{', merged' if merge else ''}: {error}")
                     continue
-                files[case.name] = file
+                files.append((case, kind, file))
                 tally[form, OWN, kind, case.trained][own(case.net, file, "reference")] += 1
                 if form == "onnx":
                     tally[form, RUNTIME, kind, case.trained][own(case.net, file, "onnx")] += 1
+            print(f"{form}: {len(files)} files written", file=sys.stderr, flush=True)
             for few in (False, True):
                 takes = ".nir" if form in PROFILES else ".onnx"
                 names = [n for n in ready if peers.PEERS[n].takes == takes and (n not in EXPECTED[form]) == few]
-                chosen = [case for case in (shared if few else cases) if case.name in files]
+                chosen = [one for one in files if not few or one[0].name in nets.ZOO]
                 if form == "onnx" or not names or not chosen:
                     continue
-                found = peers.conformance([files[case.name] for case in chosen], names)
-                for case, verdicts in zip(chosen, found, strict=True):
+                found = peers.conformance([file for _, _, file in chosen], names)
+                for (case, kind, _), verdicts in zip(chosen, found, strict=True):
                     for verdict in verdicts:
-                        kind = MERGED if merge else case.kind
                         tally[form, verdict.peer, kind, case.trained][verdict.best.status] += 1
                         versions[verdict.peer] = verdict.version
                         if verdict.best.status == peers.EXACT:
                             calls[form, verdict.peer].add(verdict.best.call)
                         elif kind in EXPECTED[form].get(verdict.peer, ()):
                             print(f"{form}, {verdict.peer}, {case.name}: {verdict.best}", file=sys.stderr, flush=True)
-            print(f"{form}{', merged' if merge else ''}: {len(files)} files", file=sys.stderr, flush=True)
+                print(f"{form}: {', '.join(names)}", file=sys.stderr, flush=True)
     text = document(tally, calls, versions, ready, unwritten, arguments.networks, [path.stem for path in trained])
     arguments.output.write_text(text, encoding="utf-8")
     failed = [key for key, counts in tally.items() if must_be_exact(*key[:3]) and set(counts) != {peers.EXACT}]
@@ -179,8 +178,8 @@ def document(
         "",
         "## Which file for which tool",
         "",
-        "Files that are exact + trained ones among them that are; another count says what else happened. A dash:"
-        " there is no such file. The call that is exact is below.",
+        "How many files are exact: of untrained + of trained networks. Other counts say what else happened; a dash: there"
+        " is no such file. The call that is exact is below.",
         "",
         f"| file | reader | {' | '.join(KINDS)} |",
         "|---|---|" + "---|" * len(KINDS),
@@ -201,13 +200,13 @@ def document(
         " Silently wrong: it loads and gives other numbers.",
         "",
     ]
-    forms = list(PROFILES)
+    forms = [*PROFILES, "qonnx"]
     lines += [f"| reader | {' | '.join(f'`{f}`' for f in forms)} |", "|---|" + "---|" * len(forms)]
-    for peer in (p for p in ready if peers.PEERS[p].takes == ".nir"):
+    for peer in ready:
         cells = []
         for form in forms:
             counts = sum((c for (f, p, _, _), c in tally.items() if (f, p) == (form, peer)), collections.Counter())
-            words = ", ".join(f"{n} {s}" for s, n in sorted(counts.items()))
+            words = ", ".join(f"{n} {s}" for s, n in sorted(counts.items())) or "-"
             cells.append("above" if peer in EXPECTED[form] else words)
         lines.append(f"| {peer} | {' | '.join(cells)} |")
     if unwritten:
@@ -217,14 +216,14 @@ def document(
         "",
         "## Loading our file, by peer",
         "",
-        "`g = nir.read(path)`; images `(N, C, H, W)`, one step from rest.",
+        "`g = nir.read(path)`; images `(N, C, H, W)`, one step from rest; for QONNX's tools one image at a time.",
         "",
     ]
     for name, peer in peers.PEERS.items():
         for call in peer.calls.values():
-            forms = [f"`{form}`" for form in EXPECTED if call in calls[form, name] and name in EXPECTED[form]]
-            if forms:
-                lines.append(f"- {name}, {', '.join(forms)}: `{call}`")
+            exact = [form for form in EXPECTED if call in calls[form, name] and (name in EXPECTED[form] or form == "qonnx")]
+            if exact:
+                lines.append(f"- {name}, {', '.join(f'`{form}`' for form in exact)}: `{call}`")
     lines += ["", "Which of them is exact for your file: `s3nn-deploy conformance net.nir`.", ""]
     return "\n".join(lines)
 

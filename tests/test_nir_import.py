@@ -1,6 +1,7 @@
 """Other tools' NIR graphs: what is an integer network of one step is read as that network, the rest is refused by name."""
 
 import itertools
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -9,10 +10,11 @@ import nets
 import nir
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from test_nir import affine, chain, ends, ifs, interpret, put
 
 import s3nn_deploy as s3
-from s3nn_deploy import formats, peers
+from s3nn_deploy import cli, formats, peers
 from s3nn_deploy.backends import reference
 from s3nn_deploy.errors import DeployError
 
@@ -169,7 +171,7 @@ def test_linear_nodes_between_neurons_are_multiplied_out(seed, tmp_path):
 
 FULL_LEAK = "keeps something from step to step, or scales; expected full leak"
 REFUSED = {
-    "a leaky LIF": (chain(s=lif(2, tau=2e-3)), f"node 's': {FULL_LEAK}: tau = 0.0001 .*got tau 0.002, r 1.*dt=0.001"),
+    "a leaky LIF": (chain(s=lif(2, tau=2e-3)), f"node 's': {FULL_LEAK}: tau = 0.0001 .*got tau 0.002, r 1.*--dt 0.001"),
     "a leaky CubaLIF": (chain(s=cuba(2, tau=2e-3)), f"node 's': {FULL_LEAK}: tau_mem = tau_syn"),
     "tau just below": (chain(s=lif(2, tau=0.99999e-4)), f"node 's': {FULL_LEAK}"),
     "r": (chain(s=lif(2, r=2.0)), f"node 's': {FULL_LEAK}.*got tau 0.0001, r 2"),
@@ -201,6 +203,22 @@ def test_another_time_step_is_taken_where_it_is_given(tmp_path):
     assert_read(path, dt=1e-3)
     with pytest.raises(DeployError, match="compare: expected '>' or '>='"):
         formats.read(path, compare="=")
+
+
+def test_the_command_takes_what_nir_leaves_open_and_says_how(tmp_path):
+    def call(*arguments, code=0):
+        result = CliRunner().invoke(cli.main, [str(a) for a in ("import", *arguments)])
+        assert result.exit_code == code, result.output
+        return result
+
+    path = put(tmp_path / "theirs.nir", chain(s=lif(2, at=3.0, tau=1e-3)))
+    assert "s3nn-deploy import FILE --dt 0.001" in call(path, code=2).stderr
+    assert "s3nn-deploy import FILE --compare '>'" in call(path, "--dt", 1e-3, code=2).stderr
+    assert "Next: s3nn-deploy inspect" in call(path, "--dt", 1e-3, "--compare", ">", "--bits", 8).stdout
+    assert s3.load(tmp_path / "theirs.npz") == formats.read(path, dt=1e-3, compare=">", bits=8)
+    made = json.loads(call(path, "--dt", 1e-3, "--compare", ">=", "--out", tmp_path / "x.npz", "--json").stdout)
+    assert s3.load(made["path"]).digest == made["digest"] == formats.read(path, dt=1e-3, compare=">=").digest
+    assert "expected a .nir file, got '.npz'" in call(tmp_path / "x.npz", code=2).stderr
 
 
 def test_a_loop_of_linear_nodes_ends(tmp_path):
@@ -249,7 +267,8 @@ IN_AND_OUT = {
                    "node 'r': bias; expected integers below 16,777,216"),
     "whole weights": (chain(w=whole([[B62 - 512, 0], [1, 1]])), chain(w=whole([[B62, 0], [1, 1]])),
                       "node 'w': weight; expected integers below 4,611,686,018,427,387,904"),
-    "thresholds": (chain(s=ifs(2, at=B23 - 0.5)), chain(s=ifs(2, at=float(B23))), "node 's': v_threshold; expected numbers below 8,388,608"),
+    "thresholds": (chain(s=ifs(2, at=B23 - 0.5)), chain(s=ifs(2, at=float(B23))),
+                   "node 's': v_threshold; expected numbers below 8,388,608"),
     "negative thresholds": (chain(s=ifs(2, at=0.5 - B23)), chain(s=ifs(2, at=-float(B23))),
                             "node 's': v_threshold; expected numbers below 8,388,608"),
     "whole thresholds": (chain(s=integer(B62 - 1)), chain(s=integer(B62)),

@@ -347,7 +347,9 @@ def test_files_beyond_protobufs_limit_are_refused(tmp_path, monkeypatch):
     assert onnx_format.read(onnx_format.write(net, tmp_path / "x.onnx")) == onnx_format.lower(net)
     for limit, got in ((size - 1, size), (weights, size), (weights - 1, weights)):
         monkeypatch.setattr(onnx_format, "MAX_FILE", limit)
-        with pytest.raises(DeployError, match=rf"network: expected an ONNX file of at most {limit:,} bytes, got {got:,}"):
+        with pytest.raises(
+            DeployError, match=rf"network: expected an ONNX file of at most {limit:,} bytes, got {got:,}"
+        ):
             onnx_format.write(net, tmp_path / "y.onnx")
         with pytest.raises(DeployError, match=rf"expected an ONNX file of at most {limit:,} bytes, got {size:,}"):
             onnx_format.read(tmp_path / "x.onnx")

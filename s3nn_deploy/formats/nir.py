@@ -773,7 +773,16 @@ def _check_flatten(node: Node, source: tuple[int, ...]) -> None:
 
 def _whole(node: Node, field: str, limit: int = 1 << 31) -> NDArray[np.int64]:
     """A data set of integers of a magnitude below `limit`, of whatever type they are."""
-    whole = integers(np.asarray(node.fields[field]), f"{node.where}, {field}").astype(np.int64)
+    given = np.asarray(node.fields[field])
+    if given.dtype.kind == "f" and np.any(part := given != np.rint(given)):  # NaN, too
+        raise DeployError(
+            f"{node.where}, {field}",
+            expected="integer values",
+            got=f"{given[part].reshape(-1)[0]} and {np.count_nonzero(part) - 1:,} more fractions",
+            hint="Round the weights to integers in that tool, and the thresholds with them; or turn the PyTorch module"
+            " into integers here: s3nn_deploy.quantise(module, calibration_x, bits=8).",
+        )
+    whole = integers(given, f"{node.where}, {field}").astype(np.int64)
     if whole.size and (int(whole.min()) <= -limit or int(whole.max()) >= limit):
         raise DeployError(
             node.where, field, expected=f"integers below {limit:,}", got=f"{whole.min():,}..{whole.max():,}"
@@ -835,7 +844,7 @@ def _tops(node: Node, shape: tuple[int, ...], reading: Reading) -> NDArray[np.in
             expected="half-integers",
             hint="NIR fires where v > v_threshold, half of its readers where >=. Write the half between two"
             " integers (a neuron that fires where v > 3, or v >= 4, has v_threshold 3.5), or say which:"
-            " s3nn_deploy.load(path, compare='>').",
+            " s3nn-deploy import FILE --compare '>', or s3nn_deploy.load(path, compare='>').",
         )
     if compare == ">=":
         tops = tops - whole
@@ -893,7 +902,7 @@ def _check_leak(node: Node, *steps: float) -> None:
             "keeps something from step to step, or scales",
             got=got,
             expected=f"full leak: {' = '.join(taus)} = {steps[0]:g} (the time step) and r = 1",
-            hint="Train with a leak of everything (beta 0), or give the time step: s3nn_deploy.load(path, dt=0.001).",
+            hint="Train with a leak of everything (beta 0), or give the time step: s3nn-deploy import FILE --dt 0.001.",
         )
     if np.any(value["w_in"] != 1):
         raise DeployError(node.where, "w_in", expected="1", got=str(value["w_in"][0]), hint="Scale the weights.")
