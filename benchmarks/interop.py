@@ -221,7 +221,9 @@ def document(
     ]
     for name, peer in peers.PEERS.items():
         for call in peer.calls.values():
-            exact = [form for form in EXPECTED if call in calls[form, name] and (name in EXPECTED[form] or form == "qonnx")]
+            exact = [
+                form for form in EXPECTED if call in calls[form, name] and (name in EXPECTED[form] or form == "qonnx")
+            ]
             if exact:
                 lines.append(f"- {name}, {', '.join(f'`{form}`' for form in exact)}: `{call}`")
     lines += ["", "Which of them is exact for your file: `s3nn-deploy conformance net.nir`.", ""]

@@ -931,18 +931,18 @@ def conformance(file: Path, names: str | None, as_json: bool) -> None:
     Example: s3nn-deploy conformance net.nir --json
     """
     from s3nn_deploy import peers
-    from s3nn_deploy.report import table
 
     chosen = [n.strip() for n in names.split(",") if n.strip()] if names else None
     (verdicts,) = peers.conformance([file], chosen)
     if as_json:
         _emit(peers.report(file, verdicts))
     else:
-        rows = table("peer", "version", "result", "call", "why not")
         for verdict in verdicts:
+            click.echo(f"{verdict.peer} {verdict.version}".rstrip() + f": {verdict.best.status}")
             for attempt in verdict.attempts:
-                rows.add_row(verdict.peer, verdict.version, attempt.status, attempt.call, attempt.detail)
-        _console().print(rows)
+                click.echo(f"  {attempt.status:14}  {attempt.call}".rstrip())
+                if attempt.detail:
+                    click.echo(f"  {'':14}  {attempt.detail}")
     if chosen and any(verdict.best.status != peers.EXACT for verdict in verdicts):
         sys.exit(1)
 

@@ -1,5 +1,8 @@
 """ONNX files and ONNX Runtime: the same spikes at every optimisation level and batch size; other graphs are refused."""
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import nets
@@ -250,6 +253,48 @@ def test_extreme_weights_and_pixels_do_not_saturate(tmp_path):
         net = one(weights * 2, threshold=np.array([1, sum(weights[0])]), bits=8)
         x = np.stack([np.full(256, 255), np.arange(256), np.zeros(256, int)]).astype(np.uint8)
         nets.assert_same(run(net, x, "onnx"), reference.run(net, x))
+
+
+ON_HASWELL = """
+import sys
+import numpy, onnxruntime
+for path in sys.argv[1:]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    numpy.save(path + ".npy", session.run(None, {"input": numpy.load(path + ".x.npy")})[0])
+"""
+
+
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="runs where qemu-user is installed")
+def test_a_processor_without_vnni_gives_the_same_where_integer_operators_saturate(tmp_path):
+    """An emulated Haswell; the control is the product that our files avoid, which is wrong there."""
+    weight = np.array([[127] * 256, [-128] * 256, [64] * 256, [127, -128] * 128])
+    extreme = one(weight, threshold=np.array([127 * 255 * 100, -1, 64 * 255 * 200, 1]), bits=8)
+    want, paths = {}, []
+    for name, net in {"extreme": extreme, **{n: ALL[n] for n in ("mlp", "lenet", "residual")}}.items():
+        paths.append(onnx_format.write(net, tmp_path / name))
+        x = nets.samples(net, 8)
+        want[name] = reference.run(net, x).readout
+        np.save(f"{paths[-1]}.x.npy", x)
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["input", "w"], ["output"])],
+        "control",
+        [info("input", TensorProto.UINT8, ["N", 256])],
+        [info("output", TensorProto.INT32, ["N", 4])],
+        [numpy_helper.from_array(np.ascontiguousarray(weight.T, np.int8), "w")],
+    )
+    paths.append(tmp_path / "control")
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    paths[-1].write_bytes(model.SerializeToString())
+    x = nets.samples(extreme, 8)
+    np.save(f"{paths[-1]}.x.npy", x)
+    command = ["qemu-x86_64", "-cpu", "Haswell", sys.executable, "-c", ON_HASWELL, *map(str, paths)]
+    subprocess.run(command, check=True, capture_output=True, timeout=500)
+    for name, readout in want.items():
+        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), readout), name
+    assert not np.array_equal(np.load(tmp_path / "control.npy"), x.astype(np.int64) @ weight.T)
 
 
 def test_more_than_eight_input_bits_are_uint16(tmp_path):
