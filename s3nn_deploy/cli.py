@@ -437,6 +437,48 @@ def _samples(
     return dataset.test_x[:samples], dataset.test_y[:samples], f"{name}, held out"
 
 
+@main.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--compare",
+    type=click.Choice([">", ">="]),
+    help="How that tool's neurons decide where v equals v_threshold: snnTorch and Norse '>', SpikingJelly and sinabs '>='.",
+)
+@click.option("--bits", type=int, help="The input holds integers 0 .. 2^BITS - 1; default what the file says, else 1.")
+@click.option("--dt", type=float, help="That tool's time step in seconds; default 1e-4.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where the network goes; default FILE with the suffix .npz."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print plain data.")
+def import_(
+    file: Path, compare: str | None, bits: int | None, dt: float | None, out: Path | None, as_json: bool
+) -> None:
+    """Read another tool's NIR FILE, saying what NIR leaves open, and write the integer network that it is.
+
+    It must be one: one step, integer weights, neurons at full leak or IF. Every other command takes what is written.
+
+    \b
+    Example: s3nn-deploy import theirs.nir --compare ">" --bits 8 --out net.npz
+             s3nn-deploy export net.npz --target loihi
+    """
+    from s3nn_deploy import formats
+
+    given = {"compare": compare, "bits": bits, "dt": dt}
+    if file.suffix != ".nir":
+        raise DeployError(
+            str(file), expected="a .nir file", got=repr(file.suffix), hint="Other formats are taken as they are."
+        )
+    net = formats.read(file, **{name: value for name, value in given.items() if value is not None})
+    path = formats.export(net, out or file.with_suffix(".npz"), "emulator")
+    if as_json:
+        return _emit({"path": str(path), "digest": net.digest, "populations": len(net.populations)})
+    shape = "x".join(map(str, net.input.shape))
+    click.echo(
+        f"{path}: input {shape} of {net.input.bits} bits, {len(net.populations)} populations, digest {net.digest[:12]}, "
+        f"read back and equal. Next: s3nn-deploy inspect {path}"
+    )
+
+
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--backend", default="emulator", show_default=True, help="emulator, reference, onnx or lava.")
@@ -908,7 +950,7 @@ def _check_certificate(certificate: Path, model: Path | None, exports: tuple[Pat
 )
 @click.option("--json", "as_json", is_flag=True, help="Print plain data.")
 def conformance(file: Path, names: str | None, as_json: bool) -> None:
-    """Run a NIR FILE in other people's readers: which ones are exact, silently wrong or refuse, and the call that is exact.
+    """Run a NIR or QONNX FILE in other people's readers: which are exact, silently wrong or refuse, and the call to use.
 
     Each peer imports the file, runs one step on the golden vectors, and is compared in its output and, where they can be
     seen, in every population's spikes. `s3nn-deploy setup peers` installs them.
@@ -917,18 +959,18 @@ def conformance(file: Path, names: str | None, as_json: bool) -> None:
     Example: s3nn-deploy conformance net.nir --json
     """
     from s3nn_deploy import peers
-    from s3nn_deploy.report import table
 
     chosen = [n.strip() for n in names.split(",") if n.strip()] if names else None
     (verdicts,) = peers.conformance([file], chosen)
     if as_json:
         _emit(peers.report(file, verdicts))
     else:
-        rows = table("peer", "version", "result", "call", "why not")
         for verdict in verdicts:
+            click.echo(f"{verdict.peer} {verdict.version}".rstrip() + f": {verdict.best.status}")
             for attempt in verdict.attempts:
-                rows.add_row(verdict.peer, verdict.version, attempt.status, attempt.call, attempt.detail)
-        _console().print(rows)
+                click.echo(f"  {attempt.status:14}  {attempt.call}".rstrip())
+                if attempt.detail:
+                    click.echo(f"  {'':14}  {attempt.detail}")
     if chosen and any(verdict.best.status != peers.EXACT for verdict in verdicts):
         sys.exit(1)
 
@@ -961,7 +1003,7 @@ def setup_loihi(interpreter: Path | None) -> None:
     "--python", "interpreter", type=click.Path(path_type=Path), help="The Python to build with; default this one."
 )
 def setup_peers(interpreter: Path | None) -> None:
-    """Build the two environments in which `conformance` runs other NIR readers (3 GB, most of it PyTorch).
+    """Build the environments in which `conformance` runs other NIR and QONNX readers (3 GB, most of it PyTorch).
 
     \b
     Example: s3nn-deploy setup peers

@@ -1,4 +1,4 @@
-"""Other people's NIR readers: what each one does with a file, found out by running it.
+"""Other people's readers of NIR and QONNX: what each one does with a file, found out by running it.
 
 A peer is tried in every way of calling it that is known to matter, on golden vectors, each in a fresh module and one step
 from rest. It is exact if its output and the spikes of each population are those of the integer network, all of them; it
@@ -30,11 +30,14 @@ COMMAND = "s3nn-deploy setup peers"
 TORCH = "torch==2.13.0"
 
 
-def _environment(name: str, peers: Sequence[str], requirements: tuple[str, ...], variable: str, mb: int) -> Environment:
+def _environment(
+    name: str, peers: Sequence[str], requirements: tuple[str, ...], variable: str, mb: int, torch: bool = True
+) -> Environment:
+    first: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (((), (TORCH,)),) if torch else ()
     return Environment(
         name=name,
         purpose=f"the environment of {', '.join(peers)}",
-        installs=(((), (TORCH,)), (("--prefer-binary",), (TORCH, *requirements))),
+        installs=(*first, (("--prefer-binary",), ((TORCH, *requirements) if torch else requirements))),
         check=(str(CHILD), "--check", *peers),
         variable=variable,
         command=COMMAND,
@@ -58,20 +61,31 @@ OLDER = _environment(
     "S3NN_PEERS_NIR104_PYTHON",
     900,
 )
-ENVIRONMENTS = (CURRENT, OLDER)
-"""Sinabs 3.1.3 and Rockpool 3.1.0 pin an older nir than the others need."""
+QONNX = _environment(
+    "Peers of QONNX",
+    ("qonnx", "hls4ml"),
+    ("qonnx==1.0.0", "hls4ml==1.3.0", "onnx==1.23.2", "onnxruntime==1.32.0"),
+    "S3NN_PEERS_QONNX_PYTHON",
+    200,
+    torch=False,
+)
+ENVIRONMENTS = (CURRENT, OLDER, QONNX)
+"""Sinabs 3.1.3 and Rockpool 3.1.0 pin an older nir than the others need; QONNX's tools have nothing to do with it."""
 
 
 @dataclass(frozen=True)
 class Peer:
     """One reader: the environment it lives in, and what users would write to import graph `g`, by the name of the call.
 
-    `spikes`: whether the spikes of its neurons can be seen, or only the output.
+    Attributes:
+        spikes: whether the spikes of its neurons can be seen, or only the output.
+        takes: the suffix of the files that it reads.
     """
 
     environment: Environment
     calls: Mapping[str, str]
     spikes: bool = True
+    takes: str = ".nir"
 
 
 PEERS = {
@@ -110,8 +124,22 @@ PEERS = {
         },
     ),
     "rockpool": Peer(OLDER, {"default": "rockpool.nn.modules.torch.nir.from_nir(g)"}),
+    "qonnx": Peer(
+        QONNX, {"default": "qonnx.core.onnx_exec.execute_onnx(ModelWrapper(path), {'input': x})"}, takes=".onnx"
+    ),
+    "hls4ml": Peer(
+        QONNX,
+        {
+            "default": "hls4ml.converters.convert_from_onnx_model(m), with m = cleanup_model(ModelWrapper(path)),"
+            " ConvertToChannelsLastAndClean and GemmToMatMul of QONNX, and default precision fixed<32,24>"
+        },
+        spikes=False,
+        takes=".onnx",
+    ),
 }
 """The readers that can be run. Each peer's first call is the one without anything special."""
+
+TAKES = "NIR: s3nn-deploy export model.pt --target nir. QONNX: s3nn-deploy export model.pt --target onnx --qonnx."
 
 EXACT, WRONG, REFUSED, ABSENT = "exact", "silently wrong", "refused", "not installed"
 
@@ -151,19 +179,31 @@ def installed() -> list[str]:
 
 
 def conformance(files: Iterable[str | Path], names: Iterable[str] | None = None) -> list[list[Verdict]]:
-    """Run every named peer (default: all) on every NIR file and its golden vectors; for each file a verdict a peer.
+    """Run every named peer on every file and its golden vectors; for each file a verdict a peer.
+
+    Args:
+        files: all NIR, or all QONNX.
+        names: keys of `PEERS`, by default all that read such files.
 
     Raises:
-        DeployError: an unknown peer, a file that is no integer network, or a peer's interpreter that does not start.
+        DeployError: an unknown peer or one that does not read such files, a file that is no integer network, or a
+            peer's interpreter that does not start.
     """
-    names = list(PEERS) if names is None else list(names)
+    paths = [Path(file).absolute() for file in files]
+    if names is None:
+        names = [name for name, peer in PEERS.items() if all(path.suffix == peer.takes for path in paths)]
+    names = list(names)
     for name in names:
         if name not in PEERS:
             raise DeployError(f"peer {name!r}", "is not known", hint=suggestion(name, list(PEERS)))
-    from s3nn_deploy.formats import nir
+        for path in paths:
+            if path.suffix != PEERS[name].takes:
+                raise DeployError(f"peer {name!r}", expected=f"a {PEERS[name].takes} file", got=str(path), hint=TAKES)
+    if paths and not names:
+        raise DeployError(str(paths[0]), expected="a .nir or .onnx file", got=repr(paths[0].suffix), hint=TAKES)
+    from s3nn_deploy import formats
 
-    paths = [Path(file).absolute() for file in files]
-    vectors = [golden.read(nir.read(path), path) for path in paths]
+    vectors = [golden.read(formats.read(path), path) for path in paths]
     verdicts: list[dict[str, Verdict]] = [{} for _ in paths]
     for environment in ENVIRONMENTS:
         here = [name for name in names if PEERS[name].environment is environment]

@@ -156,7 +156,7 @@ def _check_size(population: Population, size: int) -> None:
             "its convolution as a dense matrix",
             expected=f"at most {MAX_UNROLLED:,} weights",
             got=f"{size:,}",
-            hint="Use a kernel whose sides are both odd or both even, here and in the layers before.",
+            hint="Export to a profile that keeps convolutions (not rockpool), with kernels whose sides are both odd or both even.",
         )
 
 

@@ -266,6 +266,16 @@ def test_the_readouts_bound_counts_its_bias(tmp_path):
         nir_format.write(one(Dense([[1]]), bias=(1 << 23) - 1), tmp_path / "y.nir")
 
 
+@pytest.mark.parametrize(("weights", "thresholds"), [([[5, 2]], [3]), ([[5, 2], [-9, 4]], [1, -8]), ([[7, -7]], [8])])
+def test_the_largest_potential_is_just_below_a_second_spike(weights, thresholds, tmp_path):
+    """With T one less, a reader whose neurons fire once a v_threshold would emit two."""
+    path = nir_format.write(one(Dense(weights), threshold=thresholds), tmp_path / "x.nir")
+    graph = nir.read(path)
+    x = np.array(list(itertools.product((0, 1), repeat=2)), np.uint8)
+    highest = interpret(graph, x)["p_w"].max()
+    assert highest + 1 == 2 * graph.nodes["p"].v_threshold[0]
+
+
 def test_unreachable_thresholds_cost_nothing(tmp_path):
     net = one(Dense([[3, -2]] * 2), threshold=[1 << 40, -(1 << 40)])
     path = nir_format.write(net, tmp_path / "x.nir")
@@ -282,6 +292,8 @@ def test_a_population_that_drives_nothing_is_refused(tmp_path):
 
 def test_groups_too_many_to_write_out_are_refused(monkeypatch):
     net = one(Conv2d(np.ones((4, 1, 2, 2)), groups=4), Input((4, 3, 3), 1))
+    monkeypatch.setattr(nir_format, "MAX_BYTES", 4 * 4 * 4 * 4)
+    assert nir_format.lower(net)["p"].projections[0].synapses.groups == 1
     monkeypatch.setattr(nir_format, "MAX_BYTES", 4 * 4 * 4 * 4 - 1)
     with pytest.raises(DeployError, match=r"population 'p'.*groups.*at most 255 bytes, got 256.*onnx"):
         nir_format.lower(net)
@@ -536,10 +548,15 @@ def test_malicious_files_are_refused(case, tmp_path):
 
 
 def test_sizes_are_added_up_before_anything_is_read(tmp_path, monkeypatch):
-    path = nir_format.write(nets.ZOO["mlp"], tmp_path / "x.nir")
-    monkeypatch.setattr(nir_format, "MAX_BYTES", 1000)
+    path = put(tmp_path / "x.nir", chain())
+    with h5py.File(path) as file:
+        arrays = [n[k] for n in file["node/nodes"].values() for k in n if k not in ("type", "metadata")]
+        total = sum(8 * a.size for a in arrays) + 16 * len(file["node/edges"])
+    monkeypatch.setattr(nir_format, "MAX_BYTES", total)
+    assert len(nir_format.read(path).populations) == 2
+    monkeypatch.setattr(nir_format, "MAX_BYTES", total - 1)
     monkeypatch.setattr(nir_format, "_value", lambda data: pytest.fail("read") if data.ndim else data[()].decode())
-    with pytest.raises(DeployError, match="the limit is 1,000"):
+    with pytest.raises(DeployError, match=f"declares arrays of {total:,} bytes; the limit is {total - 1:,}"):
         nir_format.read(path)
     assert files.MAX_BYTES == 4 << 30
 

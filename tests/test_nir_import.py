@@ -1,6 +1,7 @@
 """Other tools' NIR graphs: what is an integer network of one step is read as that network, the rest is refused by name."""
 
 import itertools
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -9,10 +10,11 @@ import nets
 import nir
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from test_nir import affine, chain, ends, ifs, interpret, put
 
 import s3nn_deploy as s3
-from s3nn_deploy import formats, peers
+from s3nn_deploy import cli, formats, peers
 from s3nn_deploy.backends import reference
 from s3nn_deploy.errors import DeployError
 
@@ -169,7 +171,7 @@ def test_linear_nodes_between_neurons_are_multiplied_out(seed, tmp_path):
 
 FULL_LEAK = "keeps something from step to step, or scales; expected full leak"
 REFUSED = {
-    "a leaky LIF": (chain(s=lif(2, tau=2e-3)), f"node 's': {FULL_LEAK}: tau = 0.0001 .*got tau 0.002, r 1.*dt=0.001"),
+    "a leaky LIF": (chain(s=lif(2, tau=2e-3)), f"node 's': {FULL_LEAK}: tau = 0.0001 .*got tau 0.002, r 1.*--dt 0.001"),
     "a leaky CubaLIF": (chain(s=cuba(2, tau=2e-3)), f"node 's': {FULL_LEAK}: tau_mem = tau_syn"),
     "tau just below": (chain(s=lif(2, tau=0.99999e-4)), f"node 's': {FULL_LEAK}"),
     "r": (chain(s=lif(2, r=2.0)), f"node 's': {FULL_LEAK}.*got tau 0.0001, r 2"),
@@ -203,6 +205,22 @@ def test_another_time_step_is_taken_where_it_is_given(tmp_path):
         formats.read(path, compare="=")
 
 
+def test_the_command_takes_what_nir_leaves_open_and_says_how(tmp_path):
+    def call(*arguments, code=0):
+        result = CliRunner().invoke(cli.main, [str(a) for a in ("import", *arguments)])
+        assert result.exit_code == code, result.output
+        return result
+
+    path = put(tmp_path / "theirs.nir", chain(s=lif(2, at=3.0, tau=1e-3)))
+    assert "s3nn-deploy import FILE --dt 0.001" in call(path, code=2).stderr
+    assert "s3nn-deploy import FILE --compare '>'" in call(path, "--dt", 1e-3, code=2).stderr
+    assert "Next: s3nn-deploy inspect" in call(path, "--dt", 1e-3, "--compare", ">", "--bits", 8).stdout
+    assert s3.load(tmp_path / "theirs.npz") == formats.read(path, dt=1e-3, compare=">", bits=8)
+    made = json.loads(call(path, "--dt", 1e-3, "--compare", ">=", "--out", tmp_path / "x.npz", "--json").stdout)
+    assert s3.load(made["path"]).digest == made["digest"] == formats.read(path, dt=1e-3, compare=">=").digest
+    assert "expected a .nir file, got '.npz'" in call(tmp_path / "x.npz", code=2).stderr
+
+
 def test_a_loop_of_linear_nodes_ends(tmp_path):
     nodes = chain(a=affine([[1, 0], [0, 1]]), b=affine([[1, 0], [0, 1]]))
     edges = [("input", "w"), ("w", "s"), ("s", "r"), ("r", "output"), ("a", "b"), ("b", "a"), ("b", "s")]
@@ -217,6 +235,96 @@ def test_products_too_large_for_64_bits_are_refused(tmp_path):
     assert formats.read(put(tmp_path / "y.nir", chain(w=nir.Affine(weight=eye, bias=np.zeros(2))))) is not None
     with pytest.raises(DeployError, match=r"node 's': multiplied out.*below 2\^62"):
         formats.read(put(tmp_path / "x.nir", nodes))
+
+
+# --------------------------------------------------------------------------------------------------------- bounds
+
+B24, B23, B62, B31 = 1 << 24, 1 << 23, 1 << 62, 1 << 31
+
+
+def whole(weight, bias=None):
+    """An affine node of int64 arrays."""
+    weight = np.array(weight, np.int64)
+    return nir.Affine(weight=weight, bias=np.zeros(len(weight), np.int64) if bias is None else np.array(bias))
+
+
+def integer(at):
+    return nir.IF(r=np.ones(2), v_threshold=np.full(2, at))
+
+
+def strided(stride):
+    ones = np.ones((2, 2, 1, 1))
+    return {**chain(w=nir.Conv2d((1, 1), ones, stride, 0, 1, 1, np.zeros(2)), s=ifs(2, 1, 1), r=flat(2, 1, 1)),
+            "input": ends((2, 1, 1), (2,))[0]}  # fmt: skip
+
+
+IN_AND_OUT = {
+    "float weights": (chain(w=affine([[B24 - 1, 1 - B24], [1, 1]])), chain(w=affine([[B24, 1], [1, 1]])),
+                      "node 'w': weight; expected integers below 16,777,216"),
+    "negative float weights": (chain(w=affine([[1 - B24, 0], [1, 1]])), chain(w=affine([[-B24, 1], [1, 1]])),
+                               "node 'w': weight; expected integers below 16,777,216"),
+    "float bias": (chain(r=affine([[1, 0], [0, 1]], [0, B24 - 1])), chain(r=affine([[1, 0], [0, 1]], [0, B24])),
+                   "node 'r': bias; expected integers below 16,777,216"),
+    "whole weights": (chain(w=whole([[B62 - 512, 0], [1, 1]])), chain(w=whole([[B62, 0], [1, 1]])),
+                      "node 'w': weight; expected integers below 4,611,686,018,427,387,904"),
+    "thresholds": (chain(s=ifs(2, at=B23 - 0.5)), chain(s=ifs(2, at=float(B23))),
+                   "node 's': v_threshold; expected numbers below 8,388,608"),
+    "negative thresholds": (chain(s=ifs(2, at=0.5 - B23)), chain(s=ifs(2, at=-float(B23))),
+                            "node 's': v_threshold; expected numbers below 8,388,608"),
+    "whole thresholds": (chain(s=integer(B62 - 1)), chain(s=integer(B62)),
+                         "node 's': v_threshold; expected integers below 4,611,686"),
+    "products": (chain(w=whole(np.eye(2), [B31 - 1, 0]), s=whole([[B31, 0], [0, 1]]), r=ifs(2)),
+                 chain(w=whole(np.eye(2), [B31, 0]), s=whole([[B31, 0], [0, 1]]), r=ifs(2)),
+                 r"node 's': multiplied out.*below 2\^62"),
+    "strides": (strided(B31 - 1), strided(B31), "node 'w': stride; expected integers below 2,147,483,648"),
+}  # fmt: skip
+"""Graphs just inside and just outside of the bounds of what is read."""
+
+
+@pytest.mark.parametrize("case", IN_AND_OUT)
+def test_numbers_just_inside_a_bound_are_read_and_just_outside_refused_by_name(case, tmp_path):
+    inside, outside, message = IN_AND_OUT[case]
+    assert formats.read(put(tmp_path / "in.nir", inside, check_types=False), compare=">") is not None
+    with pytest.raises(DeployError, match=message):
+        formats.read(put(tmp_path / "out.nir", outside, check_types=False), compare=">")
+
+
+ONE = nir.Conv2d((4, 4), np.ones((2, 2, 3, 3)), 1, 0, 1, 1, np.zeros(2))
+LAST = {"f": flat(2, 1, 1), "r": affine([[1, 1]])}
+SIZES = {
+    "a convolution of a convolution": (2 * 2 * 9 * 2 * 4, "b", {"a": ONE, "b": nir.Conv2d(
+        (2, 2), np.ones((2, 2, 2, 2)), 1, 0, 1, 1, np.zeros(2)), "s": ifs(2, 1, 1), **LAST}),
+    "a convolution as a matrix": (32 * 8, "f", {"a": ONE, "f": flat(2, 2, 2), "w": affine(np.ones((1, 8))),
+                                                "s": ifs(1), "r": affine([[1]])}),
+    "a pool": (2 * 16, "p", {"p": pool(4, 4), "s": ifs(2, 1, 1), **LAST}),
+    "spikes themselves": (4, "b", {**{n: node for n, node in chain().items() if n in "ws"}, "b": ifs(2), "r": affine([[1, 1]])}),
+}  # fmt: skip
+"""Graphs that multiply out to so many weights, and the node at which."""
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_what_multiplies_out_to_too_many_weights_is_refused_by_name(case, tmp_path, monkeypatch):
+    size, node, nodes = SIZES[case]
+    first, last = ends((2, 4, 4) if "w" not in nodes or "f" in nodes else (2,), (1,))
+    path = put(tmp_path / "x.nir", {"input": first, **nodes, "output": last}, check_types=False)
+    for limit in (size, 1 << 26):
+        monkeypatch.setattr("s3nn_deploy.formats.nir.MAX_UNROLLED", limit)
+        assert_read(path)
+    monkeypatch.setattr("s3nn_deploy.formats.nir.MAX_UNROLLED", size - 1)
+    with pytest.raises(DeployError, match=f"node {node!r}: "):
+        formats.read(path)
+
+
+def test_the_input_has_one_to_sixteen_bits_and_the_time_step_is_positive(tmp_path):
+    path = put(tmp_path / "x.nir", chain())
+    for bits in (1, 16):
+        assert formats.read(path, bits=bits).input.bits == bits
+    for bits in (0, 17, -1):
+        with pytest.raises(DeployError, match=f"expected 1 to 16 bits, got {bits}"):
+            formats.read(path, bits=bits)
+    for dt in (0.0, -1e-3, float("nan"), float("inf")):
+        with pytest.raises(DeployError, match="dt: expected a time step above 0"):
+            formats.read(path, dt=dt)
 
 
 # ---------------------------------------------------------------------------------- trained and exported in other tools

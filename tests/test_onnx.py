@@ -1,5 +1,8 @@
 """ONNX files and ONNX Runtime: the same spikes at every optimisation level and batch size; other graphs are refused."""
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import nets
@@ -202,7 +205,7 @@ def scale(model, name, value):
 QUANTS = {
     "another scale": (lambda m: scale(m, "quant/one", 0.5), "expected scale 1"),
     "another zero point": (lambda m: scale(m, "quant/zero", 1), "expected scale 1"),
-    "too few bits": (lambda m: scale(m, "quant/bits8", 4), "expected bits that hold the values"),
+    "one bit too few": (lambda m: scale(m, "quant/bits8", 7), "expected bits that hold the values"),
     "another rounding": (lambda m: quant_attribute(m, rounding_mode="FLOOR"), "ROUND, not narrow"),
     "narrow": (lambda m: quant_attribute(m, narrow=1), "ROUND, not narrow"),
     "signed input": (lambda m: quant_attribute(m, signed=1), "expected bits that hold"),
@@ -210,6 +213,27 @@ QUANTS = {
     "integer input": (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 2), "the type of 'input'"),
     "nothing out": (lambda m: m.graph.node.pop(), "expected a named node that makes 'output'"),
 }
+
+
+def test_the_bits_of_qonnx_weights_are_the_fewest_that_hold_them(tmp_path):
+    for low, high, bits in ((-8, 7, 4), (-8, 8, 5), (-9, 7, 5), (0, 1, 2)):
+        net = one([[low, high]], threshold=1)
+        model = onnx.load(onnx_format.write(net, tmp_path / "x.onnx", qonnx=True))
+        of = next(n for n in model.graph.node if n.input[0] == "p/0/weight")
+        assert of.input[3] == f"quant/bits{bits}"
+        assert onnx_format.read(tmp_path / "x.onnx") == net
+
+
+def test_a_qonnx_file_states_every_shape_for_a_batch_of_one(tmp_path):
+    for name in ("lenet", "residual", "mlp"):
+        model = onnx.load(onnx_format.write(ALL[name], tmp_path / "x.onnx", qonnx=True))
+        graph = model.graph
+        values = [*graph.input, *graph.output, *graph.value_info]
+        shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+        assert len(shapes) == len(values)
+        assert shapes.keys() == {INPUT, *(n.output[0] for n in graph.node)}
+        assert all(min(shape) > 0 for shape in shapes.values())
+        assert shapes["input"] == [1, *ALL[name].input.shape]
 
 
 @pytest.mark.parametrize("case", QUANTS)
@@ -229,6 +253,48 @@ def test_extreme_weights_and_pixels_do_not_saturate(tmp_path):
         net = one(weights * 2, threshold=np.array([1, sum(weights[0])]), bits=8)
         x = np.stack([np.full(256, 255), np.arange(256), np.zeros(256, int)]).astype(np.uint8)
         nets.assert_same(run(net, x, "onnx"), reference.run(net, x))
+
+
+ON_HASWELL = """
+import sys
+import numpy, onnxruntime
+for path in sys.argv[1:]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    numpy.save(path + ".npy", session.run(None, {"input": numpy.load(path + ".x.npy")})[0])
+"""
+
+
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="runs where qemu-user is installed")
+def test_a_processor_without_vnni_gives_the_same_where_integer_operators_saturate(tmp_path):
+    """An emulated Haswell; the control is the product that our files avoid, which is wrong there."""
+    weight = np.array([[127] * 256, [-128] * 256, [64] * 256, [127, -128] * 128])
+    extreme = one(weight, threshold=np.array([127 * 255 * 100, -1, 64 * 255 * 200, 1]), bits=8)
+    want, paths = {}, []
+    for name, net in {"extreme": extreme, **{n: ALL[n] for n in ("mlp", "lenet", "residual")}}.items():
+        paths.append(onnx_format.write(net, tmp_path / name))
+        x = nets.samples(net, 8)
+        want[name] = reference.run(net, x).readout
+        np.save(f"{paths[-1]}.x.npy", x)
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["input", "w"], ["output"])],
+        "control",
+        [info("input", TensorProto.UINT8, ["N", 256])],
+        [info("output", TensorProto.INT32, ["N", 4])],
+        [numpy_helper.from_array(np.ascontiguousarray(weight.T, np.int8), "w")],
+    )
+    paths.append(tmp_path / "control")
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    paths[-1].write_bytes(model.SerializeToString())
+    x = nets.samples(extreme, 8)
+    np.save(f"{paths[-1]}.x.npy", x)
+    command = ["qemu-x86_64", "-cpu", "Haswell", sys.executable, "-c", ON_HASWELL, *map(str, paths)]
+    subprocess.run(command, check=True, capture_output=True, timeout=500)
+    for name, readout in want.items():
+        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), readout), name
+    assert not np.array_equal(np.load(tmp_path / "control.npy"), x.astype(np.int64) @ weight.T)
 
 
 def test_more_than_eight_input_bits_are_uint16(tmp_path):
@@ -320,12 +386,29 @@ def test_unreachable_thresholds_cost_nothing():
 
 def test_files_beyond_protobufs_limit_are_refused(tmp_path, monkeypatch):
     net = ALL["lenet"]
+    size = onnx_format.write(net, tmp_path / "x.onnx").stat().st_size
+    weights = sum(4 * j.synapses.weight.size for p in net.populations for j in p.projections)
+    monkeypatch.setattr(onnx_format, "MAX_FILE", size)
+    assert onnx_format.read(onnx_format.write(net, tmp_path / "x.onnx")) == onnx_format.lower(net)
+    for limit, got in ((size - 1, size), (weights, size), (weights - 1, weights)):
+        monkeypatch.setattr(onnx_format, "MAX_FILE", limit)
+        with pytest.raises(
+            DeployError, match=rf"network: expected an ONNX file of at most {limit:,} bytes, got {got:,}"
+        ):
+            onnx_format.write(net, tmp_path / "y.onnx")
+        with pytest.raises(DeployError, match=rf"expected an ONNX file of at most {limit:,} bytes, got {size:,}"):
+            onnx_format.read(tmp_path / "x.onnx")
+    assert not (tmp_path / "y.onnx").exists()
+
+
+@pytest.mark.parametrize("bits", [1, 8, 9, 16])
+def test_pixels_of_up_to_eight_bits_are_bytes(bits, tmp_path):
+    net = one([[1, 2]], threshold=(1 << bits) - 1, bits=bits)
     path = onnx_format.write(net, tmp_path / "x.onnx")
-    monkeypatch.setattr(onnx_format, "MAX_FILE", 1000)
-    with pytest.raises(DeployError, match=r"network: expected less than 1,000 bytes of float32 weights"):
-        onnx_format.write(net, tmp_path / "y.onnx")
-    with pytest.raises(DeployError, match=r"expected an ONNX file of at most 1,000 bytes"):
-        onnx_format.read(path)
+    assert onnx_format.read(path) == net
+    assert backend.session(net, path).get_inputs()[0].type == ("tensor(uint8)" if bits <= 8 else "tensor(uint16)")
+    x = np.array([[0, 0], [1, 0], [(1 << bits) - 1, 0]], np.uint8 if bits <= 8 else np.uint16)
+    nets.assert_same(run(net, x, "onnx", path), reference.run(net, x))
 
 
 # ------------------------------------------------------------------------------- foreign, damaged, malicious files

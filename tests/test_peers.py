@@ -197,6 +197,26 @@ def test_every_reader_of_a_profile_is_exact(profile, tmp_path):
 
 @pytest.mark.peers
 @pytest.mark.usefixtures("installed")
+def test_qonnx_is_exact_on_every_quantised_onnx_file_and_hls4ml_on_chains_of_dense_layers(tmp_path):
+    chosen = {**nets.ZOO, **{f"seed{s}": nets.random_net(s) for s in range(5000, 5100 if REQUIRED else 5002)}}
+    files = [formats.export(n, tmp_path / f"{name}.onnx", "onnx", qonnx=True) for name, n in chosen.items()]
+    for name, (verdict,) in zip(chosen, peers.conformance(files, ["qonnx"]), strict=True):
+        assert verdict.best.status == peers.EXACT, (name, verdict)
+    ((verdict,),) = peers.conformance([files[list(chosen).index("mlp")]], ["hls4ml"])
+    assert verdict.best.status == peers.EXACT, verdict
+
+
+def test_a_peer_is_given_only_files_of_its_kind(tmp_path):
+    path = formats.export(nets.ZOO["mlp"], tmp_path / "net.onnx", "onnx", qonnx=True)
+    with pytest.raises(DeployError, match=r"peer 'norse': expected a .nir file, got .*net.onnx. NIR: s3nn-deploy export"):
+        peers.conformance([path], ["norse"])
+    other = formats.export(nets.ZOO["mlp"], tmp_path / "net.npz", "emulator")
+    with pytest.raises(DeployError, match=r"net.npz: expected a .nir or .onnx file, got '.npz'"):
+        peers.conformance([other])
+
+
+@pytest.mark.peers
+@pytest.mark.usefixtures("installed")
 def test_a_reader_that_drops_thresholds_is_not_exact(tmp_path):
     """sinabs and Norse delete nodes that they do not know; what then happens depends on how a set is ordered."""
     path = exported("mlp", nets.ZOO["mlp"], "threshold", False, tmp_path)

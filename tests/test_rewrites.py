@@ -114,6 +114,16 @@ def test_a_convolutional_readout_is_unrolled_with_its_bias_and_scale():
     assert np.array_equal(got.scale, want.scale)
 
 
+def test_a_chain_that_would_be_too_large_is_refused_by_name(monkeypatch):
+    net = nets.random_net(5014)
+    largest = max(p.projections[0].synapses.weight.size for p in rewrites.merge_skips(net).populations)
+    monkeypatch.setattr(rewrites, "MAX_UNROLLED", largest)
+    rewrites.merge_skips(net)
+    monkeypatch.setattr(rewrites, "MAX_UNROLLED", largest - 1)
+    with pytest.raises(DeployError, match=rf"at most {largest - 1:,} weights, got {largest:,}"):
+        rewrites.merge_skips(net)
+
+
 def test_what_would_unroll_too_large_is_refused_by_name(monkeypatch):
     net = one_conv(Conv2d(np.ones((1, 1, 2, 1))), (1, 4, 4))
     monkeypatch.setattr(rewrites, "MAX_UNROLLED", 16 * 12)

@@ -62,7 +62,8 @@ def session(net: IntNet, file: Path, level: Any = onnxruntime.GraphOptimizationL
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no other common class
-        raise DeployError(str(file), f"ONNX Runtime does not load it ({error})", hint="Export it again.") from error
+        hint = "Export it again, without --qonnx: ONNX Runtime has no Quant nodes. `conformance` runs QONNX's tools."
+        raise DeployError(str(file), f"ONNX Runtime does not load it ({error})", hint=hint) from error
 
 
 def _processors() -> int:

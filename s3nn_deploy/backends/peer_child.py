@@ -1,4 +1,4 @@
-"""Runs NIR files in other people's simulators, one step from rest. A script for the peers' interpreters, without s3nn_deploy.
+"""Runs NIR and QONNX files in other people's tools, one step from rest. A script for the peers' interpreters, without s3nn_deploy.
 
     python -P -s peer_child.py FOLDER   FOLDER holds job.json, a list of {"id": [a, b], "file", "vectors": an .npy
                                         [N, *shape], "call": [peer, call]}; for each appears a-b.npz ("output" and what
@@ -17,6 +17,7 @@ import importlib.metadata
 import io
 import json
 import sys
+import tempfile
 import types
 import warnings
 from pathlib import Path
@@ -112,6 +113,43 @@ def sc_neurocore(path: str, x: Any, **options: Any) -> tuple[Any, Any]:
     return None, run
 
 
+def qonnx(path: str, x: Any) -> tuple[Any, Any]:
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+
+    model = ModelWrapper(path)
+
+    def run(_: Any) -> Any:
+        runs = [execute_onnx(model, {"input": sample[None]}, return_full_exec_context=True) for sample in x]
+        return {name: np.concatenate([run[name] for run in runs]) for name in (n.output[0] for n in model.graph.node)}
+
+    return None, run
+
+
+def hls4ml(path: str, x: Any) -> tuple[Any, Any]:
+    import hls4ml
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
+    from qonnx.transformation.gemm_to_matmul import GemmToMatMul
+    from qonnx.util.cleanup import cleanup_model
+
+    model = cleanup_model(ModelWrapper(path))
+    if len(model.graph.output) > 1:
+        raise ValueError("several outputs: export it without --expose-spikes")
+    if x.ndim == 4:
+        model, x = model.transform(ConvertToChannelsLastAndClean()), np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    model = cleanup_model(model.transform(GemmToMatMul()))
+    options = {"backend": "Vitis", "default_precision": "fixed<32,24>"}
+    config = hls4ml.utils.config_from_onnx_model(model, granularity="name", **options)
+    with tempfile.TemporaryDirectory() as folder:
+        project = hls4ml.converters.convert_from_onnx_model(
+            model, output_dir=folder, io_type="io_parallel", backend="Vitis", hls_config=config
+        )
+        project.compile()
+        output = project.predict(x)
+    return None, lambda _: output
+
+
 CALLS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
     "snntorch": {"default": (snntorch, {})},
     "norse": {"default": (norse, {}), "dt": (norse, {"dt": 1e-4, "ignore_warnings": True})},
@@ -120,8 +158,13 @@ CALLS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
     "sinabs": {"default": (sinabs, {}), "single": (sinabs, {"single": True})},
     "rockpool": {"default": (rockpool, {})},
     "sc-neurocore": {"default": (sc_neurocore, {"dt": 1.0}), "dt": (sc_neurocore, {"dt": 1e-4})},
+    "qonnx": {"default": (qonnx, {})},
+    "hls4ml": {"default": (hls4ml, {})},
 }
 """For each peer its calls: a function (path, x, options) -> (module or None, how to run it)."""
+
+WITHOUT_TORCH = {"sc-neurocore": np.float64, "qonnx": np.float32, "hls4ml": np.float32}
+"""The peers that take arrays, and of which type; what they run gives the output, or all values by name."""
 
 
 def read(path: str) -> Any:
@@ -156,14 +199,16 @@ def attempt(path: str, peer: str, call: str, x: np.ndarray, place: Path) -> list
     function, options = CALLS[peer][call]
     seen: dict[str, Any] = {}
     lost: list[str] = []
-    nodes = read(path).nodes
-    neurons = [name for name, node in nodes.items() if type(node).__name__ in NEURONS]
-    if peer == "sc-neurocore":
-        module, run = function(path, x.astype(np.float64), **options)
+    if peer in WITHOUT_TORCH:
+        module, run = function(path, x.astype(WITHOUT_TORCH[peer]), **options)
         output = run(module)
+        if isinstance(output, dict):
+            seen, output = output, output["output"]
     else:
         import torch
 
+        nodes = read(path).nodes
+        neurons = [name for name, node in nodes.items() if type(node).__name__ in NEURONS]
         torch.set_num_threads(1)
         torch.manual_seed(0)
         with torch.no_grad():
@@ -193,9 +238,7 @@ def main(folder: Path) -> None:
 
 
 def check(peers: list[str]) -> None:
-    for peer in peers:
-        importlib.metadata.version(peer)
-    print(json.dumps({peer: importlib.metadata.version(peer) for peer in (*peers, "nir", "torch")}))
+    print(json.dumps({peer: importlib.metadata.version(peer) for peer in peers}))
 
 
 if __name__ == "__main__":

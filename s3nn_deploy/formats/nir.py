@@ -258,7 +258,7 @@ def _folded(net: IntNet, population: Population, profile: Profile) -> tuple[int 
         theta = population.threshold.astype(np.int64)
         top = 2 + int((high - theta).max())
         bias = top - theta
-        worst = max(top, int((high - low + np.abs(bias)).max()))
+        worst = int((high - low + np.abs(bias)).max())
     else:
         bias = np.zeros(population.channels, np.int64)
         worst = max(worst, int(np.abs(population.threshold.astype(np.float64)).max()))
@@ -370,6 +370,8 @@ def read(path: str | Path, *, dt: float = DT, compare: str | None = None, bits: 
     """
     if compare not in (None, ">", ">="):
         raise DeployError("compare", expected="'>' or '>='", got=repr(compare))
+    if not 0 < dt < math.inf:
+        raise DeployError("dt", expected="a time step above 0, in seconds", got=f"{dt:g}")
     path = existing(path)
     try:
         check_hdf5_heaps(path)
@@ -530,7 +532,7 @@ def _net(graph: Graph, about: description.Description, reading: Reading) -> IntN
             theta = _tops(node, shape, reading) - bias
             populations.append(Population(names[target], shape, tuple(projections), threshold=theta))
             shapes[target] = shape
-    spec = Input(shapes[entry], reading.bits or about.bits)
+    spec = Input(shapes[entry], about.bits if reading.bits is None else reading.bits)
     return check(IntNet(spec, tuple(populations), about.classes, about.provenance))
 
 
@@ -771,7 +773,16 @@ def _check_flatten(node: Node, source: tuple[int, ...]) -> None:
 
 def _whole(node: Node, field: str, limit: int = 1 << 31) -> NDArray[np.int64]:
     """A data set of integers of a magnitude below `limit`, of whatever type they are."""
-    whole = integers(np.asarray(node.fields[field]), f"{node.where}, {field}").astype(np.int64)
+    given = np.asarray(node.fields[field])
+    if given.dtype.kind == "f" and np.any(part := given != np.rint(given)):  # NaN, too
+        raise DeployError(
+            f"{node.where}, {field}",
+            expected="integer values",
+            got=f"{given[part].reshape(-1)[0]} and {np.count_nonzero(part) - 1:,} more fractions",
+            hint="Round the weights to integers in that tool, and the thresholds with them; or turn the PyTorch module"
+            " into integers here: s3nn_deploy.quantise(module, calibration_x, bits=8).",
+        )
+    whole = integers(given, f"{node.where}, {field}").astype(np.int64)
     if whole.size and (int(whole.min()) <= -limit or int(whole.max()) >= limit):
         raise DeployError(
             node.where, field, expected=f"integers below {limit:,}", got=f"{whole.min():,}..{whole.max():,}"
@@ -833,7 +844,7 @@ def _tops(node: Node, shape: tuple[int, ...], reading: Reading) -> NDArray[np.in
             expected="half-integers",
             hint="NIR fires where v > v_threshold, half of its readers where >=. Write the half between two"
             " integers (a neuron that fires where v > 3, or v >= 4, has v_threshold 3.5), or say which:"
-            " s3nn_deploy.load(path, compare='>').",
+            " s3nn-deploy import FILE --compare '>', or s3nn_deploy.load(path, compare='>').",
         )
     if compare == ">=":
         tops = tops - whole
@@ -891,7 +902,7 @@ def _check_leak(node: Node, *steps: float) -> None:
             "keeps something from step to step, or scales",
             got=got,
             expected=f"full leak: {' = '.join(taus)} = {steps[0]:g} (the time step) and r = 1",
-            hint="Train with a leak of everything (beta 0), or give the time step: s3nn_deploy.load(path, dt=0.001).",
+            hint="Train with a leak of everything (beta 0), or give the time step: s3nn-deploy import FILE --dt 0.001.",
         )
     if np.any(value["w_in"] != 1):
         raise DeployError(node.where, "w_in", expected="1", got=str(value["w_in"][0]), hint="Scale the weights.")

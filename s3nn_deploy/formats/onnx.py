@@ -9,8 +9,8 @@ the one named like the readout is its integers. Input `input`: uint8 (uint16 abo
 With `expose_spikes` every population's spikes are outputs too, float32 [N, *shape], under the populations' names.
 
 With `qonnx` the same sums are written for QONNX's tools (hls4ml, FINN): `input` and `output` are float32, and Quant nodes
-of scale 1 state the bits of input, weights, biases and spikes; that of 1 unsigned bit is the Clip to 0 and 1. ONNX
-Runtime does not know Quant; `qonnx.core.onnx_exec` does.
+of scale 1 state the bits of input, weights, biases and spikes; that of 1 unsigned bit is the Clip to 0 and 1. Those tools
+want every shape in the file, with a batch of 1. ONNX Runtime does not know Quant; `qonnx.core.onnx_exec` does.
 
 Floats and not QLinearConv or MatMulInteger: on x86 without VNNI those saturate in 16 bits between products of pixels
 and 8-bit weights, and give other sums.
@@ -80,14 +80,11 @@ def write(net: IntNet, path: str | Path, expose_spikes: bool = False, qonnx: boo
     """
     net = lower(net)
     size = sum(4 * j.synapses.weight.size for p in net.populations for j in p.projections)
-    if size >= MAX_FILE:
-        raise DeployError(
-            "network",
-            expected=f"less than {MAX_FILE:,} bytes of float32 weights",
-            got=f"{size:,}",
-            hint="Export to the emulator's file, which has no such limit.",
-        )
-    model = _model(net, expose_spikes)
+    if size > MAX_FILE:
+        raise _too_large(size)
+    model = _model(net, expose_spikes, 1 if qonnx else "N")
+    if model.ByteSize() > MAX_FILE:
+        raise _too_large(model.ByteSize())
     model = _quantised(model, net) if qonnx else model
     onnx.checker.check_model(model, full_check=not qonnx)  # shapes are inferred through known operators only
     with replacing(path) as temporary:
@@ -95,7 +92,16 @@ def write(net: IntNet, path: str | Path, expose_spikes: bool = False, qonnx: boo
     return Path(path)
 
 
-def _model(net: IntNet, expose_spikes: bool) -> Any:
+def _too_large(size: int) -> DeployError:
+    return DeployError(
+        "network",
+        expected=f"an ONNX file of at most {MAX_FILE:,} bytes",
+        got=f"{size:,}",
+        hint="Export to the emulator's file, which has no such limit.",
+    )
+
+
+def _model(net: IntNet, expose_spikes: bool, batch: int | str) -> Any:
     nodes = [helper.make_node("Cast", [INPUT], [FLOAT], name=FLOAT, to=TensorProto.FLOAT)]
     arrays: dict[str, NDArray[Any]] = {LOW: np.array(0), HIGH: np.array(1)}
     for population in net.populations:
@@ -144,12 +150,12 @@ def _model(net: IntNet, expose_spikes: bool) -> Any:
         exact = np.ascontiguousarray(array, dtype="<f4")
         initializers.append(helper.make_tensor(name, TensorProto.FLOAT, array.shape, exact.tobytes(), raw=True))
     kind = TensorProto.UINT8 if net.input.bits <= 8 else TensorProto.UINT16
-    outputs = [helper.make_tensor_value_info(OUTPUT, TensorProto.INT64, ["N", net.readout.size])]
+    outputs = [helper.make_tensor_value_info(OUTPUT, TensorProto.INT64, [batch, net.readout.size])]
     graph = helper.make_graph(
         nodes,
         "s3nn",
-        [helper.make_tensor_value_info(INPUT, kind, ["N", *net.input.shape])],
-        outputs + (exposed(net) if expose_spikes else []),
+        [helper.make_tensor_value_info(INPUT, kind, [batch, *net.input.shape])],
+        outputs + (exposed(net, batch) if expose_spikes else []),
         initializers,
     )
     model = helper.make_model(
@@ -163,13 +169,14 @@ def _model(net: IntNet, expose_spikes: bool) -> Any:
     return model
 
 
-def exposed(net: IntNet) -> list[Any]:
+def exposed(net: IntNet, batch: int | str = "N") -> list[Any]:
     """What makes every population's spikes outputs of a graph."""
-    return [helper.make_tensor_value_info(p.name, TensorProto.FLOAT, ["N", *p.shape]) for p in net.spiking]
+    return [helper.make_tensor_value_info(p.name, TensorProto.FLOAT, [batch, *p.shape]) for p in net.spiking]
 
 
 def _quantised(model: Any, net: IntNet) -> Any:
-    """The same graph with Quant nodes instead of casts and clips, and for every weight and bias."""
+    """The same graph with Quant nodes instead of casts and clips, and for every weight and bias; all shapes stated."""
+    model = onnx.shape_inference.infer_shapes(model)
     graph = model.graph
     kept = [t for t in graph.initializer if t.name not in (LOW, HIGH)]
     arrays = {t.name: numpy_helper.to_array(t) for t in kept}
@@ -210,6 +217,11 @@ def _quantised(model: Any, net: IntNet) -> Any:
     )
     for value in (graph.input[0], graph.output[0]):
         value.type.tensor_type.elem_type = TensorProto.FLOAT
+    made = {node.output[0] for node in nodes}
+    values = [value for value in graph.value_info if value.name in made]
+    weights = [helper.make_tensor_value_info(f"{n}/quant", TensorProto.FLOAT, a.shape) for n, a in arrays.items()]
+    del graph.value_info[:]
+    graph.value_info.extend([*values, *weights])
     model.opset_import.append(helper.make_opsetid(QUANT, 1))
     return model
 
