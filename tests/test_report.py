@@ -112,7 +112,7 @@ def test_a_report_has_the_figures_of_the_engines(seed: int, tmp_path: Path) -> N
     assert sum(plain["rate_histogram"]["counts"]) == sum(p.size for p in net.spiking)
     assert sum(plain["energy_histogram"]["counts"]) == len(x)
     held = machine.place(net, targets.load("emulator").machine)
-    assert plain["machine"] == machine.figures(net, held, x, trace.spikes).plain()
+    assert plain["machine"] == machine.figures(net, held, x, trace.spikes).summary.plain()
     assert {row["equal_to_emulator"] for row in plain["accuracy"].values()} == {len(x)}
     check_page(page.report(plain))
 
@@ -266,7 +266,7 @@ def test_a_sweep_varies_the_machine_and_names_what_does_not_fit(tmp_path: Path) 
     spikes = emulator.run(net, x).spikes
     for row in rows[1::2]:
         target = targets.load("emulator", row["changes"])
-        found = machine.figures(net, machine.place(net, target.machine), x, spikes).plain()
+        found = machine.figures(net, machine.place(net, target.machine), x, spikes).summary.plain()
         assert (row["cycles"], row["queue_peak"]) == (found["cycles"]["mean"], found["queue_peak"])
     assert rows[1]["cycles"] > rows[3]["cycles"]
 
