@@ -1,12 +1,13 @@
 """Where work is done: threads of this process, processes, or the workers of a Dask scheduler. All are executors.
 
-A Dask worker needs the same version of this package and no file: networks and samples travel. The scheduler gives the
+Dask's scheduler and workers need the same version of this package and no file: networks and samples travel. The scheduler gives the
 tasks of a worker that died to another one. Whoever can reach a scheduler can run code on its workers: keep it private.
 """
 
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -30,6 +31,9 @@ CONNECT = 10
 PATIENCE = 60
 """Seconds that a scheduler may be without any worker before what it was asked for is given up."""
 
+REFRESH = 5
+"""Seconds after which a scheduler is asked again how many workers it has."""
+
 
 def processors() -> int:
     """How many processors this process may use."""
@@ -41,13 +45,13 @@ class Pool:
     """An executor and what it takes to keep it busy.
 
     Attributes:
-        cores: how many tasks run at once.
+        cores: how many tasks run at once, now: workers come and go.
         hold: puts `function(*arguments)` where the tasks are, once; what it returns is an argument of tasks.
         check: raises a DeployError when nobody is left to work.
     """
 
     executor: Executor
-    cores: int
+    cores: Callable[[], int]
     hold: Callable[..., Any]
     check: Callable[[], None]
 
@@ -61,7 +65,7 @@ def threads(jobs: int) -> Iterator[Pool]:
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), ThreadPoolExecutor(jobs) as executor:
-        yield Pool(executor, jobs, lambda function, *arguments: function(*arguments), lambda: None)
+        yield Pool(executor, lambda: jobs, lambda function, *arguments: function(*arguments), lambda: None)
 
 
 @contextmanager
@@ -73,7 +77,7 @@ def processes(jobs: int) -> Iterator[Pool]:
     """
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_process, (jobs,)) as executor:
         try:
-            yield Pool(executor, jobs, lambda function, *arguments: function(*arguments), lambda: None)
+            yield Pool(executor, lambda: jobs, lambda function, *arguments: function(*arguments), lambda: None)
         except BrokenExecutor as error:
             hint = "Run the same command again: what was finished is kept."
             raise DeployError("a process", f"ended early ({error})", hint=hint) from error
@@ -98,7 +102,7 @@ def workers(scheduler: str) -> Iterator[Pool]:
 
     Raises:
         DeployError: distributed is not installed, the scheduler does not answer, it has no worker, it or all its workers
-            went away, or a worker has another version of this package.
+            went away, or has another version of this package.
     """
     where = f"scheduler {scheduler!r}"
     try:
@@ -113,19 +117,30 @@ def workers(scheduler: str) -> Iterator[Pool]:
         raise DeployError(where, f"does not answer ({error})", hint=hint) from error
     try:
         client.wait_for_workers(1, timeout=CONNECT)
-        found = {name: version for name, version in client.run(_version).items() if version != __version__}
-        if found:
-            raise DeployError(
-                where,
-                expected=f"s3nn-deploy {__version__} on its workers",
-                got=", ".join(f"{version} on {name}" for name, version in found.items()),
-            )
+
+        def installed() -> str:  # in here it travels whole, to where this package may be missing
+            try:
+                from s3nn_deploy import __version__ as version
+            except ImportError:
+                return "none"
+            return version
+
+        found = {"the scheduler": client.run_on_scheduler(installed), **client.run(installed)}
+        if other := [f"{version} on {name}" for name, version in found.items() if version != __version__]:
+            raise DeployError(where, expected=f"s3nn-deploy {__version__} everywhere", got=", ".join(other))
 
         def check() -> None:
             client.wait_for_workers(1, timeout=PATIENCE)
 
-        cores = sum(client.nthreads().values())
-        yield Pool(client.get_executor(retries=3), cores, client.submit, check)
+        asked, found_cores = 0.0, 1
+
+        def cores() -> int:
+            nonlocal asked, found_cores
+            if time.monotonic() - asked > REFRESH:
+                asked, found_cores = time.monotonic(), max(1, sum(client.nthreads().values()))
+            return found_cores
+
+        yield Pool(client.get_executor(), cores, client.submit, check)
     except DeployError:
         raise
     except TimeoutError as error:
@@ -134,14 +149,6 @@ def workers(scheduler: str) -> Iterator[Pool]:
         raise DeployError(where, f"did not compute the samples ({type(error).__name__}: {error})") from error
     finally:
         client.close()
-
-
-def _version() -> str:
-    try:
-        from s3nn_deploy import __version__ as found
-    except ImportError:
-        return "none"
-    return found
 
 
 def in_turn(pool: Pool, tasks: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
@@ -161,7 +168,7 @@ def in_turn(pool: Pool, tasks: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int,
 
     try:
         for number, (function, *arguments) in enumerate(tasks):
-            yield from finished(2 * pool.cores - 1)
+            yield from finished(2 * pool.cores() - 1)
             running[pool.executor.submit(function, *arguments)] = number
         yield from finished(0)
     finally:

@@ -92,7 +92,7 @@ def simulate(
     kept: dict[int, tuple[NDArray[Any], dict[str, NDArray[Any]]]] = {}
     whole, done = None, 0
     with _pool(jobs if backend in OURS else 1, scheduler) as pool:
-        size = batch or max(1, min(BATCH, -(-len(x) // pool.cores)))
+        size = batch or max(1, min(BATCH, -(-len(x) // pool.cores())))
         held = pool.hold(from_plain, *_packed(net)) if scheduler is not None else net
         told = progress if backend in BACKENDS and BACKENDS[backend].steps else None
 

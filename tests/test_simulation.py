@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from nets import ZOO, random_net, samples
 from test_machine import ROOMY, Memory
 
-from s3nn_deploy import __version__, cli, cluster, formats
+from s3nn_deploy import cli, cluster, formats, targets
 from s3nn_deploy.backends import emulator
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.intnet import IntNet
@@ -196,12 +196,12 @@ SLOW = """
 import sys, time
 sys.path[:0] = {path!r}
 from s3nn_deploy import simulation
-run = simulation.run
-def slow(*arguments):
-    time.sleep(0.05)
+def slow(*arguments, run=simulation.run):
+    time.sleep(0.02)
     open({folder!r} + "/" + {name!r}, "a").write("x")
     return run(*arguments)
-simulation.run = slow
+if simulation.run.__name__ != "slow":  # it is read twice
+    simulation.run = slow
 """
 
 
@@ -236,7 +236,7 @@ def address(file: Path, process: "subprocess.Popen[bytes]") -> str:
 
 
 def worker(scheduler: str, folder: Path, name: str) -> "subprocess.Popen[bytes]":
-    """A worker that takes a twentieth of a second for each batch, and writes a mark for each."""
+    """A worker that takes its time for each batch, and writes a mark for each."""
     (folder / f"{name}.py").write_text(SLOW.format(path=sys.path, folder=str(folder), name=f"{name}.marks"))
     command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler, "--no-nanny", "--nthreads", 1]
     return start(*command, "--no-dashboard", "--preload", folder / f"{name}.py", "--name", name, folder=folder)
@@ -244,15 +244,16 @@ def worker(scheduler: str, folder: Path, name: str) -> "subprocess.Popen[bytes]"
 
 @needs_dask
 def test_two_workers_of_which_one_is_killed_half_way_give_the_same_totals(scheduler: str, tmp_path: Path) -> None:
+    from distributed import Client
+
     net = ZOO["residual"]
-    x = samples(net, 400)
+    x = samples(net, 200)
     want = simulate(net, x, machines=machines())
     hands = [worker(scheduler, tmp_path, name) for name in ("one", "two")]
     try:
         marks = tmp_path / "two.marks"
-        for _ in range(600):  # both are there before the first batch
-            if all(f"name: {name}" in status(scheduler) for name in ("one", "two")):
-                break
+        with Client(scheduler, set_as_default=False) as client:  # both are there before the first batch
+            client.wait_for_workers(2, timeout=60)
         killed: list[int] = []
 
         def progress(done: int, total: int) -> None:
@@ -263,7 +264,7 @@ def test_two_workers_of_which_one_is_killed_half_way_give_the_same_totals(schedu
                 killed.append(done)
 
         made = simulate(net, x, machines=machines(), batch=10, scheduler=scheduler, progress=progress)
-        assert 200 <= killed[0] < 400
+        assert 100 <= killed[0] < 200
         assert plain(made) == plain(want)
         path = tmp_path / "net.npz"
         formats.export(net, path, "emulator")
@@ -279,30 +280,15 @@ def test_two_workers_of_which_one_is_killed_half_way_give_the_same_totals(schedu
         )
         assert here.exit_code == there.exit_code == 0
         assert there.stdout == here.stdout
-        wrong = x.copy()
-        with pytest.raises(DeployError, match="one that is not ours"):
-            refused(scheduler, net, wrong)
+        with (
+            pytest.raises(DeployError, match=r"target 'emulatr': is not known\. Did you mean"),
+            cluster.workers(scheduler) as pool,
+        ):
+            list(cluster.in_turn(pool, [(targets.load, "emulatr")]))
     finally:
         for hand in hands:
             hand.kill()
             hand.wait()
-
-
-def refused(scheduler: str, net: IntNet, x: np.ndarray) -> None:
-    """A DeployError of a worker arrives as itself."""
-    with cluster.workers(scheduler) as pool:
-        list(cluster.in_turn(pool, [(_raise, "one that is not ours")]))
-
-
-def _raise(text: str) -> None:
-    raise DeployError("a worker", text)
-
-
-def status(scheduler: str) -> str:
-    from distributed import Client
-
-    with Client(scheduler, set_as_default=False) as client:
-        return " ".join(f"name: {w['name']}" for w in client.scheduler_info()["workers"].values())
 
 
 @needs_dask
@@ -310,6 +296,22 @@ def test_a_scheduler_without_workers_is_refused(scheduler: str, monkeypatch: pyt
     monkeypatch.setattr(cluster, "CONNECT", 1)
     with pytest.raises(DeployError, match=r"has no worker.*dask worker"):
         simulate(ZOO["mlp"], samples(ZOO["mlp"], 4), scheduler=scheduler)
+
+
+@needs_dask
+def test_a_worker_of_another_version_is_refused(
+    scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand = worker(scheduler, tmp_path, "one")
+    try:
+        monkeypatch.setattr(cluster, "__version__", "9.9")
+        with pytest.raises(
+            DeployError, match=r"expected s3nn-deploy 9\.9 everywhere, got .* on the scheduler, .* on tcp:"
+        ):
+            simulate(ZOO["mlp"], samples(ZOO["mlp"], 4), scheduler=scheduler)
+    finally:
+        hand.kill()
+        hand.wait()
 
 
 @needs_dask
@@ -329,7 +331,3 @@ def test_without_distributed_the_way_out_is_the_extra(monkeypatch: pytest.Monkey
 def test_engines_that_need_this_machine_refuse_a_scheduler() -> None:
     with pytest.raises(DeployError, match="runs on this machine only"):
         simulate(ZOO["mlp"], samples(ZOO["mlp"], 4), backend="onnx", scheduler="tcp://127.0.0.1:8786")
-
-
-def test_workers_say_their_version() -> None:
-    assert cluster._version() == __version__
