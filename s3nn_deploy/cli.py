@@ -619,7 +619,7 @@ def compare(a: Path, b: Path, html: Path | None, as_json: bool) -> None:
     "--vary",
     multiple=True,
     metavar="KEY=VALUE,...",
-    help="A key of the targets' files and its values, as events.weight_bits.pj=10,20,100; may be repeated.",
+    help="A key of the targets' files and its values, as machine.cores=1,2,4; may be repeated.",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Folder with the models' data set; default $S3NN_DATA.")
 @click.option(
@@ -658,7 +658,7 @@ def sweep(
 
     \b
     Example: s3nn-deploy sweep model.pt --bits 6,4,3,2 --svg sweep.svg
-             s3nn-deploy sweep model.pt --vary events.weight_bits.pj=10,20,100
+             s3nn-deploy sweep model.pt --vary machine.cores=1,2,4 --vary machine.weights.bytes=8192,1048576
     """
     from s3nn_deploy import data as datasets
     from s3nn_deploy import sweep as sweeps

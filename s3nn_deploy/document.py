@@ -19,7 +19,7 @@ from s3nn_deploy.errors import DeployError
 from s3nn_deploy.files import existing, sha256
 from s3nn_deploy.intnet import IntNet
 from s3nn_deploy.machine import Machine, Summary
-from s3nn_deploy.pricing import Bill, by_sample, price
+from s3nn_deploy.pricing import Bill, by_sample, price, twins
 from s3nn_deploy.report import describe
 from s3nn_deploy.simulation import BATCH, simulate
 from s3nn_deploy.targets import Target, check_limits
@@ -109,6 +109,7 @@ def gather(
         "totals": {kind: counts.mean(kind) for kind in counts.samples},
         "machine": outcome(made.machines[0]) if made.machines else None,
         "bill": asdict(bill),
+        "twins_nj": {name: twin.total for name, twin in twins(net, counts, target).items()},
         "energy_histogram": _histogram(by_sample(counts, target, bill)),
         "rate_histogram": _rates(made.fired, len(x)),
         "command": command,

@@ -272,11 +272,20 @@ def comparison_table(plain: Mapping[str, Any]) -> Table:
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The points of a sweep, for people."""
     made = table(
-        "point", ">w bits", ">accuracy", ">same predictions", ">synops", ">weights KiB", ">µs", ">energy nJ", ""
+        "point",
+        ">w bits",
+        ">accuracy",
+        ">same predictions",
+        ">synops",
+        ">weights KiB",
+        ">cycles",
+        ">µs",
+        ">energy nJ",
+        "",
     )
     for row in rows:
         if "network" not in row:
-            made.add_row(escape(row["label"]), *["-"] * 7, "refused")
+            made.add_row(escape(row["label"]), *["-"] * 8, "refused")
             continue
         energy = "-" if row["at_least_nj"] is None else f"{row['at_least_nj']:,.2f}"
         least = ">= " if energy != "-" and (row["unpriced"] or row["bound"] == "min") else ""
@@ -287,6 +296,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['same_predictions']:.2%}",
             f"{row['synops']:,.1f}",
             f"{row['weight_memory_bits'] / 8192:,.1f}",
+            "-" if row["cycles"] is None else f"{row['cycles']:,.0f}",
             "-" if row["microseconds"] is None else f"{row['microseconds']:,.2f}",
             f"{least}{energy}",
             "refused" if row["refused"] else "",
