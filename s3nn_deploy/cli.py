@@ -479,15 +479,33 @@ def import_(
     )
 
 
+def _spread(command: Any) -> Any:
+    """Options that say where samples are computed."""
+    jobs = click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        help="Processors to use; default all. The result is the same for any number.",
+    )
+    scheduler = click.option(
+        "--scheduler", help="Compute on the workers of this Dask scheduler instead, tcp://host:8786 (extra: cluster)."
+    )
+    return jobs(scheduler(command))
+
+
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--backend", default="emulator", show_default=True, help="emulator, reference, onnx or lava.")
 @click.option("--target", default="emulator", show_default=True, help="Whose prices the emulator's counts get.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder with the model's data set; default $S3NN_DATA.")
 @click.option(
-    "--input", "input_file", type=click.Path(path_type=Path), help="A .npy with integers [N, *input shape] instead."
+    "--input",
+    "input_file",
+    type=click.Path(path_type=Path),
+    help="A .npy with integers [N, *input shape] instead; it may be larger than memory.",
 )
 @click.option("--samples", type=click.IntRange(min=1), help="How many samples; default all that are held out.")
+@click.option("--rate", type=float, help="Inferences per second, to add the target's static power.")
+@_spread
 @click.option("--json", "as_json", is_flag=True, help="Print plain data.")
 def simulate(
     file: Path,
@@ -496,81 +514,52 @@ def simulate(
     data: Path | None,
     input_file: Path | None,
     samples: int | None,
+    rate: float | None,
+    jobs: int | None,
+    scheduler: str | None,
     as_json: bool,
 ) -> None:
     """Run a network on held-out data or your own: predictions, synaptic operations and energy per inference.
 
     \b
     Example: s3nn-deploy simulate model.pt --target loihi --samples 100
+             s3nn-deploy simulate model.pt --input many.npy --scheduler tcp://10.0.0.1:8786
     """
-    from s3nn_deploy import machine
+    from s3nn_deploy import pricing, report
     from s3nn_deploy import targets as shipped
-    from s3nn_deploy.backends import BACKENDS
+    from s3nn_deploy.cluster import processors
+    from s3nn_deploy.document import machines
     from s3nn_deploy.model import load
-    from s3nn_deploy.pricing import price, twins
-    from s3nn_deploy.report import bill_sentences, bill_table, simulation, simulation_table
     from s3nn_deploy.simulation import simulate as run
 
     chosen = shipped.load(target)
     net = load(file)
     x, labels, what = _samples(net, data, input_file, samples)
-    given = file if backend in BACKENDS and BACKENDS[backend].takes and file.suffix != ".pt" else None
-    placement, misfit, parts = None, None, []
-    if chosen.machine is not None and backend == "emulator":
-        try:
-            placement = machine.place(net, chosen.machine)
-        except DeployError as error:
-            misfit = error
-
-    def observe(batch: Any, trace: Any) -> None:
-        nonlocal placement, misfit
-        if placement is not None:
-            try:
-                parts.append(machine.figures(net, placement, batch, trace.spikes))
-            except DeployError as error:
-                placement, misfit = None, error
-
     with _progress(f"Simulating on {backend}") as advance:
         made = run(
             net,
             x,
             labels,
             backend,
-            file=given if given is not None and _takes(backend, given) else None,
+            file=file if _takes(backend, file) else None,
+            machines=machines(chosen),
+            jobs=jobs or processors(),
+            scheduler=scheduler,
             progress=advance,
-            observe=observe,
         )
-    bill = None if made.counts is None else price(made.counts, chosen)
-    ran = machine.join(parts).plain() if placement is not None and parts else None
-    others = {} if made.counts is None or bill is None or bill.total is None else twins(net, made.counts, chosen)
-    others = {name: twin for name, twin in others.items() if twin.total is not None}
+    bill, twins = None, {}
+    if made.counts is not None:
+        bill = pricing.price(made.counts, chosen, rate)
+        twins = pricing.twins(net, made.counts, chosen)
     if as_json:
-        refusal = None if misfit is None else str(misfit)
-        more = {"machine": ran, "machine_refusal": refusal, "twins_nj": {n: t.total for n, t in others.items()}}
-        return _emit({"file": str(file), "data": what, **simulation(net, made, bill), **more})
+        return _emit({"file": str(file), "data": what, **report.simulation(net, made, bill, twins)})
     console = _console()
-    console.print(simulation_table(net, made, bill))
+    console.print(report.simulation_table(net, made, bill))
     if bill is not None:
         console.print()
-        console.print(bill_table(bill))
-        for sentence in bill_sentences(bill):
-            click.echo(sentence)
-    if bill is not None and others:
-        spent = ", ".join(f"{name} {twin.total:,.1f} nJ" for name, twin in others.items())
-        click.echo(f"Twins without spikes, same target, no static power: {spent}; this network {bill.total:,.1f} nJ.")
-    if ran is not None:
-        cycles, time = ran["cycles"], ran["microseconds"]
-        click.echo(
-            f"Machine: {ran['cores']} cores of {ran['elements']} elements at {ran['clock_mhz']} MHz: "
-            f"{cycles['mean']:,.0f} cycles ({cycles['min']:,} to {cycles['max']:,}), {time['mean']:,.2f} us an inference; "
-            f"at most {ran['queue_peak']:,} of {ran['queue_capacity']:,} events wait in a queue. More: --json."
-        )
-    if misfit is not None:
-        click.echo(f"Machine: {misfit}")
-    if made.correct is not None:
-        click.echo(f"Accuracy: {made.correct / len(x):.2%} ({made.correct} of {len(x)}, {what}).")
-    else:
-        click.echo(f"Predictions of the first samples ({what}): {made.predictions[:16].tolist()}")
+        console.print(report.bill_table(bill))
+    for sentence in report.simulation_sentences(made, bill, twins, what):
+        click.echo(sentence)
 
 
 @main.command()
@@ -583,6 +572,7 @@ def simulate(
 )
 @click.option("--samples", type=click.IntRange(min=1), help="How many samples; default all that are held out.")
 @click.option("--rate", type=float, help="Inferences per second, to add the target's static power.")
+@_spread
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page that needs no network.")
 @click.option("--json", "as_json", is_flag=True, help="Print plain data, which `compare` reads.")
 def report(
@@ -593,6 +583,8 @@ def report(
     input_file: Path | None,
     samples: int | None,
     rate: float | None,
+    jobs: int | None,
+    scheduler: str | None,
     html: Path | None,
     as_json: bool,
 ) -> None:
@@ -604,8 +596,11 @@ def report(
     Example: s3nn-deploy report model.pt --target loihi --html report.html
              s3nn-deploy report model.pt small.pt large.pt --html report.html
     """
+    from functools import partial
+
     from s3nn_deploy import document
     from s3nn_deploy import targets as shipped
+    from s3nn_deploy.cluster import processors
     from s3nn_deploy.files import write_text
     from s3nn_deploy.model import load
     from s3nn_deploy.report import populations_table
@@ -619,7 +614,8 @@ def report(
         net = load(path)
         x, labels, what = _samples(net, data, input_file, samples)
         with _progress(f"Running {path.name}") as advance:
-            made.append(document.gather(path, chosen, x, labels, what, rate_hz=rate, command=command, progress=advance))
+            run = partial(document.gather, jobs=jobs or processors(), scheduler=scheduler, progress=advance)
+            made.append(run(path, chosen, x, labels, what, rate_hz=rate, command=command))
     if html is not None:
         from s3nn_deploy import page
 
@@ -693,14 +689,14 @@ def compare(a: Path, b: Path, html: Path | None, as_json: bool) -> None:
     "--vary",
     multiple=True,
     metavar="KEY=VALUE,...",
-    help="A key of the targets' files and its values, as events.weight_bits.pj=10,20,100; may be repeated.",
+    help="A key of the targets' files and its values, as machine.cores=1,2,4; may be repeated.",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Folder with the models' data set; default $S3NN_DATA.")
 @click.option(
     "--input", "input_file", type=click.Path(path_type=Path), help="A .npy with integers [N, *input shape] instead."
 )
 @click.option("--samples", type=click.IntRange(min=1), help="How many samples; default all that are held out.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes; default as many as there are processors.")
+@_spread
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -720,6 +716,7 @@ def sweep(
     input_file: Path | None,
     samples: int | None,
     jobs: int | None,
+    scheduler: str | None,
     out: Path,
     csv_file: Path | None,
     svg: Path | None,
@@ -731,12 +728,11 @@ def sweep(
 
     \b
     Example: s3nn-deploy sweep model.pt --bits 6,4,3,2 --svg sweep.svg
-             s3nn-deploy sweep model.pt --vary events.weight_bits.pj=10,20,100
+             s3nn-deploy sweep model.pt --vary machine.cores=1,2,4 --vary machine.weights.bytes=8192,1048576
     """
-    import os
-
     from s3nn_deploy import data as datasets
     from s3nn_deploy import sweep as sweeps
+    from s3nn_deploy.cluster import processors
     from s3nn_deploy.files import write_text
     from s3nn_deploy.model import load
     from s3nn_deploy.report import sweep_table
@@ -763,7 +759,7 @@ def sweep(
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     todo = sweeps.points(models, [None, *dict.fromkeys(widths)], chosen, varied, inputs)
     with _progress("Sweeping") as advance:
-        rows = sweeps.sweep(todo, out, inputs, jobs=jobs or os.cpu_count() or 1, progress=advance)
+        rows = sweeps.sweep(todo, out, inputs, jobs=jobs or processors(), scheduler=scheduler, progress=advance)
     if csv_file is not None:
         write_text(csv_file, sweeps.to_csv(rows))
     if svg is not None:
@@ -806,7 +802,7 @@ def _takes(backend: str, file: Path) -> bool:
     from s3nn_deploy.backends import BACKENDS
     from s3nn_deploy.formats import FORMATS
 
-    takes = BACKENDS[backend].takes
+    takes = BACKENDS[backend].takes if backend in BACKENDS else None
     return takes is not None and FORMATS[takes].suffix == file.suffix
 
 

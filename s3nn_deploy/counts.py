@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,50 @@ class Counts:
     def total(self, kind: str) -> NDArray[np.int64]:
         """The count of one kind over all populations, [N]."""
         return np.sum([kinds[kind] for kinds in self.events.values()], axis=0, dtype=np.int64)
+
+    @property
+    def totals(self) -> "Totals":
+        """What stays of the counts when there are many samples."""
+        kinds = next(iter(self.events.values()))
+        return Totals(
+            {p: {kind: int(row.sum()) for kind, row in found.items()} for p, found in self.events.items()},
+            {kind: narrow(self.total(kind)) for kind in kinds},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Totals:
+    """Exact counts of many samples, in some 30 bytes a sample whatever the network.
+
+    Attributes:
+        populations: `populations[population][kind]` is the count over all samples.
+        samples: `samples[kind]` is the count of each sample over all populations: [N], unsigned, as narrow as the counts allow.
+    """
+
+    populations: Mapping[str, Mapping[str, int]]
+    samples: Mapping[str, NDArray[np.unsignedinteger[Any]]]
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(next(iter(self.samples.values())))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Totals)
+            and self.populations == other.populations
+            and {k: v.tolist() for k, v in self.samples.items()} == {k: v.tolist() for k, v in other.samples.items()}
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def mean(self, kind: str) -> float:
+        """The mean count of an inference."""
+        return sum(kinds[kind] for kinds in self.populations.values()) / len(self)
+
+
+def narrow(counts: NDArray[np.int64]) -> NDArray[np.unsignedinteger[Any]]:
+    """Counts in the narrowest unsigned type that holds them."""
+    return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
 
 
 def join(parts: Sequence[Counts]) -> Counts:

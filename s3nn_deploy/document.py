@@ -5,32 +5,33 @@ import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s3nn_deploy import __version__, machine
-from s3nn_deploy.backends import run
-from s3nn_deploy.counts import Counts
-from s3nn_deploy.counts import join as join_counts
+from s3nn_deploy import __version__
+from s3nn_deploy.counts import Totals
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.files import existing, sha256
 from s3nn_deploy.intnet import IntNet
-from s3nn_deploy.pricing import Bill, price
+from s3nn_deploy.machine import Machine, Summary
+from s3nn_deploy.pricing import Bill, by_sample, price, twins
 from s3nn_deploy.report import describe
+from s3nn_deploy.simulation import BATCH, simulate
 from s3nn_deploy.targets import Target, check_limits
-from s3nn_deploy.trace import Trace, checked_input
+
+if TYPE_CHECKING:
+    from s3nn_deploy.conversion import Conversion
 
 SCHEMA = "s3nn-deploy-report/1"
 """Changes when a reader of the old schema would misunderstand the new one."""
 
 BINS = 20
 """Bars of a histogram."""
-
-BATCH = 256
 
 
 def gather(
@@ -42,6 +43,8 @@ def gather(
     *,
     rate_hz: float | None = None,
     command: str = "",
+    jobs: int = 1,
+    scheduler: str | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Run the network in `path` on integers `x` [N, *input shape] and return the report as plain data (`SCHEMA`).
@@ -53,40 +56,33 @@ def gather(
         data: a word about `x`.
         rate_hz: inferences per second, to add static power.
         command: the line that repeats this report.
-        progress: called with (samples done, samples in all).
+        jobs, scheduler: as for `simulation.simulate`.
+        progress: called with (samples done, samples in all), counted once for each engine.
 
     Raises:
-        DeployError: as `model.load`, `backends.run` and `pricing.price`.
+        DeployError: as `model.load`, `simulation.simulate` and `pricing.price`.
     """
     from s3nn_deploy.model import load, load_model
 
     converted = load_model(path) if path.suffix == ".pt" else None
     net = load(path) if converted is None else converted.net
-    x = checked_input(net, x)
-    if not len(x):
-        raise DeployError("samples", expected="at least one", got="none")
-    engines: dict[str, list[NDArray[np.int64]]] = {"pytorch": [], "reference": [], "emulator": []}
-    parts: list[Counts] = []
-    timing = MachineRun(net, target)
-    fired = {p.name: np.zeros(p.shape, np.int64) for p in net.spiking}
-    for start in range(0, len(x), BATCH):
-        batch = x[start : start + BATCH]
-        trace = run(net, batch, "emulator")
-        engines["emulator"].append(trace.predictions)
-        engines["reference"].append(run(net, batch, "reference").predictions)
-        if converted is not None:
-            from s3nn_deploy.backends.pytorch import run as run_pytorch
+    x = np.asarray(x)
+    engines = ["emulator", "reference", *(["pytorch"] if converted is not None else [])]
 
-            engines["pytorch"].append(run_pytorch(converted, batch).predictions)
-        timing.add(batch, trace)
-        for name, spikes in trace.spikes.items():
-            fired[name] += spikes.sum(axis=0)
-        if trace.counts is not None:
-            parts.append(trace.counts)
-        progress(min(start + BATCH, len(x)), len(x))
-    counts = join_counts(parts)
+    def advance(engine: str, done: int, total: int) -> None:
+        progress(engines.index(engine) * total + done, len(engines) * total)
+
+    run = partial(simulate, net, x, labels, jobs=jobs, scheduler=scheduler)
+    made = run(machines=machines(target), progress=partial(advance, "emulator"))
+    found: dict[str, NDArray[Any]] = {
+        "reference": run(backend="reference", progress=partial(advance, "reference")).predictions,
+        "emulator": made.predictions,
+    }
+    if converted is not None:
+        found = {"pytorch": _by_pytorch(converted, x, partial(advance, "pytorch")), **found}
+    counts = made.counts
+    assert counts is not None
     bill = price(counts, target, rate_hz)
-    predictions = {name: np.concatenate(found) for name, found in engines.items() if found}
     return {
         "schema": SCHEMA,
         "model": {"file": path.name, "sha256": sha256(path), "network": net.digest, "input": _input(net)},
@@ -96,20 +92,26 @@ def gather(
             "prices": digest(repr((target.events, target.static))),
             "limits": _limits(net, target),
         },
-        "data": {"what": data, "samples": len(x), "labels": labels is not None, "sha256": digest(x.tobytes())},
+        "data": {
+            "what": data,
+            "samples": len(x),
+            "labels": labels is not None,
+            "sha256": digest_array(x, net.input.dtype),
+        },
         "accuracy": {
             name: {
-                "correct": None if labels is None else int((found == labels).sum()),
-                "equal_to_emulator": int((found == predictions["emulator"]).sum()),
+                "correct": None if labels is None else int((row == labels).sum()),
+                "equal_to_emulator": int((row == made.predictions).sum()),
             }
-            for name, found in predictions.items()
+            for name, row in found.items()
         },
-        "populations": _populations(net, target, counts, bill, fired),
-        "totals": {kind: float(counts.total(kind).sum()) / len(x) for kind in next(iter(counts.events.values()))},
-        "machine": timing.plain(),
+        "populations": _populations(net, counts, bill, made.fired),
+        "totals": {kind: counts.mean(kind) for kind in counts.samples},
+        "machine": outcome(made.machines[0]) if made.machines else None,
         "bill": asdict(bill),
-        "energy_histogram": _histogram(_by_sample(target, counts, bill)),
-        "rate_histogram": _rates(fired, len(x)),
+        "twins_nj": {name: twin.total for name, twin in twins(net, counts, target).items()},
+        "energy_histogram": _histogram(by_sample(counts, target, bill)),
+        "rate_histogram": _rates(made.fired, len(x)),
         "command": command,
         "versions": {
             "s3nn-deploy": __version__,
@@ -119,35 +121,37 @@ def gather(
     }
 
 
-class MachineRun:
-    """The machine that a target describes, batch by batch; holds figures until they are joined, or why there are none."""
+def machines(target: Target) -> tuple[Machine, ...]:
+    """The machine that `target` describes, or none."""
+    return () if target.machine is None else (target.machine,)
 
-    def __init__(self, net: IntNet, target: Target) -> None:
-        self.net, self.parts, self.refused = net, list[machine.Figures](), ""
-        self.placement = None
-        if target.machine is not None:
-            try:
-                self.placement = machine.place(net, target.machine)
-            except DeployError as error:
-                self.refused = str(error)
 
-    def add(self, x: NDArray[Any], trace: Trace) -> None:
-        if self.placement is not None and not self.refused:
-            try:
-                self.parts.append(machine.figures(self.net, self.placement, x, trace.spikes))
-            except DeployError as error:
-                self.refused = str(error)
+def outcome(found: Summary | DeployError) -> dict[str, Any]:
+    """A machine's figures as plain data; only `refused` where the network does not run on it."""
+    return {"refused": str(found)} if isinstance(found, DeployError) else found.plain()
 
-    def plain(self) -> dict[str, Any] | None:
-        """As `machine.Figures.plain`; only `refused` where the network does not fit; None without a machine."""
-        if self.refused:
-            return {"refused": self.refused}
-        return machine.join(self.parts).plain() if self.parts else None
+
+def _by_pytorch(converted: "Conversion", x: NDArray[Any], progress: Callable[[int, int], None]) -> NDArray[np.int64]:
+    from s3nn_deploy.backends.pytorch import run
+
+    made = []
+    for start in range(0, len(x), BATCH):
+        made.append(run(converted, x[start : start + BATCH]).predictions)
+        progress(min(start + BATCH, len(x)), len(x))
+    return np.concatenate(made)
 
 
 def digest(content: str | bytes) -> str:
     """The SHA-256 of a text or of bytes, in hexadecimal."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def digest_array(x: NDArray[Any], dtype: Any = None) -> str:
+    """The SHA-256 of an array's values in C order, as `dtype`, a part at a time: it may be larger than memory."""
+    made = hashlib.sha256()
+    for start in range(0, len(x), BATCH):
+        made.update(np.asarray(x[start : start + BATCH], dtype).tobytes())
+    return made.hexdigest()
 
 
 def _input(net: IntNet) -> dict[str, Any]:
@@ -164,15 +168,15 @@ def _limits(net: IntNet, target: Target) -> str:
 
 
 def _populations(
-    net: IntNet, target: Target, counts: Counts, bill: Bill, fired: Mapping[str, NDArray[np.int64]]
+    net: IntNet, counts: Totals, bill: Bill, fired: Mapping[str, NDArray[np.int64]]
 ) -> list[dict[str, Any]]:
     n, rows = len(counts), []
     keys = ("name", "shape", "neurons", "synapses", "fan_in", "weights", "weight_bits", "accumulator_bits")
     for plain in describe(net)["populations"]:
-        name, kinds = plain["name"], counts.events[plain["name"]]
+        name, kinds = plain["name"], counts.populations[plain["name"]]
         row = {key: plain[key] for key in keys}
         row["weight_memory_bits"] = row["weights"] * row["weight_bits"]
-        row["counts"] = {kind: float(values.sum()) / n for kind, values in kinds.items()}
+        row["counts"] = {kind: count / n for kind, count in kinds.items()}
         row["energy_nj"] = float(bill.per_population[name])
         row["energy_by_kind_nj"] = {
             line.event: row["counts"][line.event] * line.pj / 1000 for line in bill.lines if line.event in kinds
@@ -183,14 +187,6 @@ def _populations(
             row["always"] = int((fired[name] == n).sum())
         rows.append(row)
     return rows
-
-
-def _by_sample(target: Target, counts: Counts, bill: Bill) -> NDArray[np.float64]:
-    """Nanojoules of each sample, [N]: what `bill.distribution` sums up."""
-    spent = np.zeros(len(counts))
-    for line in bill.lines:
-        spent += line.nj if line.event == "static" else counts.total(line.event) * (line.pj / 1000)
-    return spent
 
 
 def _histogram(values: NDArray[np.float64]) -> dict[str, list[float]]:

@@ -1,5 +1,8 @@
 """The package's one error type."""
 
+from functools import partial
+from typing import Any
+
 
 class DeployError(Exception):
     """Something a user can mend: says where, what was expected, what was found, and the way out.
@@ -20,6 +23,12 @@ class DeployError(Exception):
             facts.append(f"got {got}")
         text = f"{where}: {'; '.join(facts)}."
         super().__init__(f"{text} {hint}" if hint else text)
+        self._problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes and machines with everything that they say."""
+        facts = {"expected": self.expected, "got": self.got, "hint": self.hint}
+        return partial(DeployError, self.where, self._problem, **facts), ()
 
 
 def suggestion(word: str, known: list[str]) -> str:

@@ -70,6 +70,11 @@ class Input:
     def maximum(self) -> int:
         return (1 << self.bits) - 1
 
+    @property
+    def dtype(self) -> Any:
+        """The type that samples are computed in."""
+        return np.uint8 if self.bits <= 8 else np.uint16
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:

@@ -6,7 +6,7 @@ spikes, and its spikes times the kernel taps that they meet. That is one pass ov
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,11 @@ class Machine:
         """Potentials that one cycle updates: processing elements that a weight word and a potential word can feed."""
         return min(self.elements, self.weights.width // self.weight_bits, self.membranes.width // self.accumulator_bits)
 
+    @property
+    def queue(self) -> int:
+        """Events that a core's queue holds."""
+        return self.spikes.bytes * 8 // self.event_bits
+
 
 @dataclass(frozen=True, eq=False)
 class Placement:
@@ -85,30 +90,64 @@ class Figures:
     events: Mapping[str, Mapping[str, NDArray[np.int64]]]
 
     @property
-    def cycles(self) -> NDArray[np.int64]:
-        """Cycles of each inference, [N]: populations run one after the other."""
-        return np.sum([e["cycles"] for e in self.events.values()], axis=0, dtype=np.int64)
+    def summary(self) -> "Summary":
+        """What stays of the figures when there are many samples; there must be one at least."""
+        rows = [kinds["cycles"] for kinds in self.events.values()]
+        cycles = np.stack(rows).sum(0)  # populations run one after the other
+        spans = {p: {kind: _span(row) for kind, row in kinds.items()} for p, kinds in self.events.items()}
+        return Summary(self.placement, len(cycles), spans, _span(cycles))
+
+
+@dataclass(frozen=True)
+class Span:
+    """Of one figure over the samples: sum, minimum, maximum."""
+
+    sum: int
+    min: int
+    max: int
+
+    def plain(self, samples: int) -> dict[str, float]:
+        return {"mean": self.sum / samples, "min": self.min, "max": self.max}
+
+
+def _span(row: NDArray[np.int64]) -> Span:
+    return Span(int(row.sum()), int(row.min()), int(row.max()))
+
+
+def _together(spans: Iterable[Span]) -> Span:
+    every = list(spans)
+    return Span(sum(s.sum for s in every), min(s.min for s in every), max(s.max for s in every))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of many samples: `events[population][figure]`, and the cycles of an inference."""
+
+    placement: Placement
+    samples: int
+    events: Mapping[str, Mapping[str, Span]]
+    cycles: Span
 
     @property
-    def queue_peak(self) -> NDArray[np.int64]:
-        """The most events that waited in one core's queue, [N]."""
-        return np.max([e["queue_peak"] for e in self.events.values()], axis=0)
+    def queue_peak(self) -> int:
+        """The most events that waited in one core's queue."""
+        return max(kinds["queue_peak"].max for kinds in self.events.values())
 
     def plain(self) -> dict[str, Any]:
         """Plain data for JSON: for each population the mean, minimum and maximum of every figure, and the totals."""
-        machine, cycles = self.placement.machine, self.cycles
+        machine, cycles = self.placement.machine, self.cycles.plain(self.samples)
         return {
             "cores": machine.cores,
             "elements": machine.elements,
             "clock_mhz": machine.clock_mhz,
-            "samples": len(cycles),
-            "cycles": _span(cycles),
-            "microseconds": {key: n / machine.clock_mhz for key, n in _span(cycles).items()},
-            "queue_peak": int(self.queue_peak.max(initial=0)),
-            "queue_capacity": machine.spikes.bytes * 8 // machine.event_bits,
+            "samples": self.samples,
+            "cycles": cycles,
+            "microseconds": {key: n / machine.clock_mhz for key, n in cycles.items()},
+            "queue_peak": self.queue_peak,
+            "queue_capacity": machine.queue,
             "populations": {
                 name: {
-                    **{key: _span(row) for key, row in kinds.items()},
+                    **{key: span.plain(self.samples) for key, span in kinds.items()},
                     "weight_memory_bits": self.placement.weight_bits[name],
                     "membrane_memory_bits": self.placement.membrane_bits[name],
                 }
@@ -117,17 +156,29 @@ class Figures:
         }
 
 
-def _span(row: NDArray[np.int64]) -> dict[str, float]:
-    return {"mean": int(row.sum()) / len(row), "min": int(row.min()), "max": int(row.max())} if len(row) else {}
-
-
-def join(parts: Sequence[Figures]) -> Figures:
-    """The figures of all samples, from those of consecutive batches."""
+def join(parts: Sequence[Summary]) -> Summary:
+    """The figures of all samples, from those of batches, in any order."""
     first = parts[0]
-    return Figures(
-        first.placement,
-        {p: {k: np.concatenate([f.events[p][k] for f in parts]) for k in kinds} for p, kinds in first.events.items()},
-    )
+    spans = {
+        p: {kind: _together(part.events[p][kind] for part in parts) for kind in kinds}
+        for p, kinds in first.events.items()
+    }
+    samples, cycles = sum(part.samples for part in parts), _together(part.cycles for part in parts)
+    return Summary(first.placement, samples, spans, cycles)
+
+
+def check_queues(summary: Summary) -> Summary:
+    """Return `summary` if its events fit the queues.
+
+    Raises:
+        DeployError: they do not: which population, how many wait, how many fit, and the way out.
+    """
+    for name, kinds in summary.events.items():
+        most, capacity = kinds["queue_peak"].max, summary.placement.machine.queue
+        if most > capacity:
+            hint = "Take a larger spike memory or narrower events; or train for fewer spikes."
+            raise _too_much(f"population {name!r}", "events waiting in one core's queue", most, capacity, hint)
+    return summary
 
 
 def place(net: IntNet, machine: Machine) -> Placement:
@@ -181,8 +232,7 @@ def place(net: IntNet, machine: Machine) -> Placement:
 def figures(net: IntNet, placement: Placement, x: Any, spikes: Mapping[str, NDArray[np.bool_]]) -> Figures:
     """The figures of a run: `x` integers [N, *input shape] and the spikes of every population that it caused.
 
-    Raises:
-        DeployError: the events that wait do not fit a core's queue: which population, how many, and the way out.
+    Whether the queues hold the events that wait, `check_queues` says of all samples.
     """
     machine, samples = placement.machine, len(x)
     order = {INPUT: -1, **{p.name: i for i, p in enumerate(net.populations)}}
@@ -227,11 +277,6 @@ def figures(net: IntNet, placement: Placement, x: Any, spikes: Mapping[str, NDAr
         got["membrane_read_bits"] += int(rows.sum()) * (1 + positions) * machine.membranes.width
         got["membrane_write_bits"] += int(rows.sum()) * positions * machine.membranes.width
         got["queue_peak"] += waiting[index].max(1)
-        most, capacity = int(got["queue_peak"].max(initial=0)), machine.spikes.bytes * 8 // machine.event_bits
-        if most > capacity:
-            hint = "Take a larger spike memory or narrower events; or train for fewer spikes."
-            where = f"population {population.name!r}"
-            raise _too_much(where, "events waiting in one core's queue", most, capacity, hint)
     return Figures(placement, events)
 
 

@@ -113,6 +113,7 @@ def report(plain: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = (), p
         _plots(plain, others),
     ]
     body += ["<h2>Populations</h2>", _populations(plain), _machine(plain["machine"]), "<h2>The bill</h2>", _bill(bill)]
+    body += _twins(plain)
     if fit:
         body += ["<h2>On the chip</h2>", f"<p>{escape(fit)}</p>"]
         body += [f'<figure class="paper">{picture}</figure>'] if picture else []
@@ -280,6 +281,22 @@ def _machine(timed: Mapping[str, Any] | None) -> str:
         f"{figure(micro['mean'])} µs; at most {timed['queue_peak']:,} of {timed['queue_capacity']:,} events wait in one queue."
     )
     return f"<p>{escape(text)}</p>"
+
+
+def _twins(plain: Mapping[str, Any]) -> list[str]:
+    """The same network without spikes on the same target: what an advantage has to be measured against."""
+    found, bill = plain.get("twins_nj") or {}, plain["bill"]
+    if not found or bill["total"] is None:
+        return []
+    own = sum(line["nj"] for line in bill["lines"] if line["event"] != "static")
+    rows = [["this network", figure(own), "1"]]
+    rows += [[f"{name} twin", figure(nj), f"{nj / own:.3g}" if own else "-"] for name, nj in found.items()]
+    text = (
+        "The same synapses with multi-bit activations in the place of spikes, on the same target, without static power. Dense: "
+        "every synapse is computed. Zero-skipping: as many zeros as there are silent neurons here are skipped. Accuracies differ."
+    )
+    head = ["network", ">nJ per inference", ">times this network"]
+    return ["<h2>Against networks without spikes</h2>", f'<div class="brief">{table(head, rows, text)}</div>']
 
 
 def _bill(bill: Mapping[str, Any]) -> str:

@@ -8,10 +8,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from s3nn_deploy.counts import KINDS, Counts
+from s3nn_deploy.counts import KINDS, Counts, Totals
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.intnet import IntNet, signed_bits
 from s3nn_deploy.machine import synapses
@@ -77,11 +80,11 @@ class Bill:
     not_modelled: tuple[str, ...]
 
 
-def price(counts: Counts, target: Target | str, rate_hz: float | None = None) -> Bill:
+def price(counts: Counts | Totals, target: Target | str, rate_hz: float | None = None) -> Bill:
     """Price `counts` on `target`, as energy per inference.
 
     Args:
-        counts: exact counts of at least one sample.
+        counts: exact counts of at least one sample, or the totals of many.
         target: a target, or the name or path of one.
         rate_hz: inferences per second; adds the target's static power divided by it.
 
@@ -93,21 +96,24 @@ def price(counts: Counts, target: Target | str, rate_hz: float | None = None) ->
     samples = len(counts)
     if samples == 0:
         raise DeployError("counts", expected="at least one sample", got="none")
+    totals = counts.totals if isinstance(counts, Counts) else counts
     known = {kind: target.events[kind] for kind in charged(target) if kind in target.events}
     each = {kind: p.each for kind, p in known.items() if p.each is not None}
-    means = {kind: Fraction(sum(counts.total(kind).tolist()), samples) for kind in charged(target)}
+    means = {
+        kind: Fraction(sum(kinds[kind] for kinds in totals.populations.values()), samples) for kind in charged(target)
+    }
     lines = [_line(kind, means[kind], pj, known[kind]) for kind, pj in each.items()]
     static = Fraction(0)
     if rate_hz is not None:
         static, source = _static(target, rate_hz)
         lines.append(_line("static", Fraction(1), static, source))
-    unit = math.lcm(static.denominator, *(pj.denominator for pj in each.values()))  # sums are integers of 1/unit pJ
     spent = {
-        name: sum((int(pj * unit) * kinds[kind].astype(object) for kind, pj in each.items()), np.zeros(samples, object))
-        for name, kinds in counts.events.items()
+        name: sum((pj * kinds[kind] for kind, pj in each.items()), Fraction(0))
+        for name, kinds in totals.populations.items()
     }
-    by_sample = sorted(sum(spent.values(), np.full(samples, int(static * unit), object)).tolist())
-    mean, *ranks = (_nj(Fraction(n, unit)) for n in (Fraction(sum(by_sample), samples), *_ranks(by_sample)))
+    energies, unit = _by_sample(totals, each)
+    mean = _nj(sum(spent.values(), Fraction(0)) / samples + static)
+    ranks = (_nj(Fraction(n, unit) + static) for n in _ranks(np.sort(energies)))
     unpriced = {kind: float(n) for kind, n in means.items() if n and kind not in each}
     used = [line.evidence for line in lines if line.count] + ["unpublished"] * bool(unpriced or not lines)
     bounds = sorted({line.bound for line in lines if line.bound and line.count})
@@ -119,7 +125,7 @@ def price(counts: Counts, target: Target | str, rate_hz: float | None = None) ->
         unpriced,
         None if unpriced else mean,
         mean,
-        {name: _nj(Fraction(sum(row.tolist()), samples * unit)) for name, row in spent.items()},
+        {name: _nj(pj / samples) for name, pj in spent.items()},
         Distribution(mean, *ranks),
         max(used, key=EVIDENCE.index, default=EVIDENCE[0]),
         "mixed" if len(bounds) > 1 else "".join(bounds),
@@ -127,14 +133,34 @@ def price(counts: Counts, target: Target | str, rate_hz: float | None = None) ->
     )
 
 
-def twins(net: IntNet, counts: Counts, target: Target) -> dict[str, Bill]:
+def by_sample(totals: Totals, target: Target, bill: Bill) -> NDArray[np.float64]:
+    """Nanojoules of each sample, [N], rounded to floats: what `bill.distribution` has the exact mean and ranks of."""
+    each = {line.event: target.events[line.event].each for line in bill.lines if line.event != "static"}
+    energies, unit = _by_sample(totals, {kind: pj for kind, pj in each.items() if pj is not None})
+    static = sum(line.nj for line in bill.lines if line.event == "static")
+    return energies.astype(np.float64) / (1000 * unit) + static
+
+
+def _by_sample(totals: Totals, each: Mapping[str, Fraction]) -> tuple[NDArray[Any], int]:
+    """The energy of each sample without static power, in integers of 1/unit pJ, and that unit."""
+    unit = math.lcm(*(pj.denominator for pj in each.values()))
+    rows = [(int(pj * unit), totals.samples[kind]) for kind, pj in each.items()]
+    most = sum(pj * int(row.max()) for pj, row in rows)
+    energies = np.zeros(len(totals), np.int64 if most < 1 << 63 else object)
+    for pj, row in rows:
+        energies += row.astype(energies.dtype) * pj
+    return energies, unit
+
+
+def twins(net: IntNet, counts: Counts | Totals, target: Target) -> dict[str, Bill]:
     """The bills of `net`'s twins without spikes: the same synapses and activity, multi-bit activations, on the same target.
 
     A dense twin computes every synapse and keeps a potential in a register until it is stored once; a zero-skipping one
     does what the spiking network does, with multiplications. Its share of zeros is taken to be that of the spikes, and
     an activation to cost what a spike does, both in the twin's favour or even. Integer twins have the network's weight
-    bits, float ones 32 and the target's `float_macs`. No static power.
+    bits, float ones 32 and the target's `float_macs`. No static power. A twin with an unpriced term is left out.
     """
+    totals = counts.totals if isinstance(counts, Counts) else counts
     stored = {
         p.name: sum(
             synapses(net, j) * signed_bits(int(j.synapses.weight.min()), int(j.synapses.weight.max()))
@@ -142,23 +168,36 @@ def twins(net: IntNet, counts: Counts, target: Target) -> dict[str, Bill]:
         )
         for p in net.populations
     }
-    ones = np.ones(len(counts), dtype=np.int64)
-    dense, skipping, float_dense, float_skipping = {}, {}, {}, {}
-    for p in net.populations:
-        had = counts.events[p.name]
-        skips = {**had, "synops": 0 * ones, "synops_nonzero": 0 * ones}
-        skips |= {kind: had[kind] + had[f"synops{kind[4:]}"] for kind in ("macs", "macs_nonzero")}
-        every = {"macs": had["dense_macs"], "macs_nonzero": had["dense_macs"], "weight_bits": stored[p.name] * ones}
-        every |= dict.fromkeys(("membrane_reads", "membrane_writes"), had["neuron_updates"])
-        every |= {"spikes": p.size * p.spiking * ones}
-        skipping[p.name], dense[p.name] = skips, {**skips, **every}
-        float_skipping[p.name] = {**skips, "weight_bits": 32 * skips["macs"]}
-        float_dense[p.name] = {**dense[p.name], "weight_bits": 32 * had["dense_macs"]}
-    made = {"int, dense": price(Counts(dense), target), "int, zero-skipping": price(Counts(skipping), target)}
+    outputs = {p.name: p.size for p in net.spiking}
+    made: dict[str, Bill] = {}
+    chips = {"int": target}
     if target.float_macs is not None:
-        floats = replace(target, events={**target.events, "macs": target.float_macs})
-        made["float32, dense"] = price(Counts(float_dense), floats)
-        made["float32, zero-skipping"] = price(Counts(float_skipping), floats)
+        chips["float32"] = replace(target, events={**target.events, "macs": target.float_macs})
+    for of, chip in chips.items():
+        for way in ("dense", "zero-skipping"):
+            twin = partial(_twin, dense=way == "dense", floats=of == "float32")
+            populations = {
+                name: twin(kinds, stored[name] * len(totals), outputs.get(name, 0) * len(totals))
+                for name, kinds in totals.populations.items()
+            }
+            sample = twin(totals.samples, sum(stored.values()), sum(outputs.values()))
+            samples = {kind: np.broadcast_to(np.asarray(row), len(totals)) for kind, row in sample.items()}
+            bill = price(Totals(populations, samples), chip)
+            made |= {f"{of}, {way}": bill} if bill.total is not None else {}
+    return made
+
+
+def _twin(had: Mapping[str, Any], stored: int, outputs: int, dense: bool, floats: bool) -> dict[str, Any]:
+    """The counts of a twin, from those of the network: Python ints, or an array [N] a kind."""
+    had = {kind: row if isinstance(row, int) else row.astype(np.int64) for kind, row in had.items()}
+    made = {**had, "synops": 0, "synops_nonzero": 0}
+    made |= {kind: had[kind] + had[f"synops{kind[4:]}"] for kind in ("macs", "macs_nonzero")}
+    if dense:
+        made |= dict.fromkeys(("macs", "macs_nonzero"), had["dense_macs"])
+        made |= dict.fromkeys(("membrane_reads", "membrane_writes"), had["neuron_updates"])
+        made |= {"weight_bits": stored, "spikes": outputs}
+    if floats:
+        made["weight_bits"] = 32 * made["macs"]
     return made
 
 
@@ -191,7 +230,7 @@ def _nj(pj: Fraction) -> float:
     return float(pj / 1000)
 
 
-def _ranks(ordered: list[int]) -> tuple[int, int, int, int]:
+def _ranks(ordered: NDArray[Any]) -> tuple[int, int, int, int]:
     """Minimum, 5th percentile, 95th percentile and maximum by nearest rank."""
-    p5, p95 = (ordered[max(0, -(-len(ordered) * percent // 100) - 1)] for percent in (5, 95))
-    return ordered[0], p5, p95, ordered[-1]
+    p5, p95 = (int(ordered[max(0, -(-len(ordered) * percent // 100) - 1)]) for percent in (5, 95))
+    return int(ordered[0]), p5, p95, int(ordered[-1])

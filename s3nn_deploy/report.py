@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3nn_deploy.certificate import Finding
+from s3nn_deploy.errors import DeployError
 from s3nn_deploy.intnet import Dense, IntNet, Population, reach, signed_bits, worst_case
 from s3nn_deploy.pricing import Bill
 from s3nn_deploy.proof import PopulationProof
@@ -109,16 +110,16 @@ def _span(low: int, high: int) -> str:
     return f"{low:,}" if low == high else f"{low:,} .. {high:,}"
 
 
-def simulation(net: IntNet, sim: Simulation, bill: Bill | None) -> dict[str, Any]:
+def simulation(net: IntNet, sim: Simulation, bill: Bill | None, twins: Mapping[str, Bill]) -> dict[str, Any]:
     """A simulation as plain data; counts and energies are means per inference."""
     n = len(sim.predictions)
     rows = []
     for p in net.populations:
         row: dict[str, Any] = {"name": p.name, "neurons": p.size}
         if p.spiking:
-            row["rate"] = sim.rate(net, p.name)
+            row["rate"] = sim.rate(p.name)
         if sim.counts is not None:
-            row["counts"] = {kind: int(values.sum()) / n for kind, values in sim.counts.events[p.name].items()}
+            row["counts"] = {kind: count / n for kind, count in sim.counts.populations[p.name].items()}
         if bill is not None:
             row["energy_nj"] = float(bill.per_population[p.name])
         rows.append(row)
@@ -132,34 +133,60 @@ def simulation(net: IntNet, sim: Simulation, bill: Bill | None) -> dict[str, Any
         made |= {"correct": sim.correct, "accuracy": sim.correct / n}
     if bill is not None:
         made["bill"] = asdict(bill)
+        made["twins_nj"] = {name: twin.total for name, twin in twins.items()}
+    for found in sim.machines:
+        refused = isinstance(found, DeployError)
+        made["machine"] = None if isinstance(found, DeployError) else found.plain()
+        made["machine_refusal"] = str(found) if refused else None
     return made
 
 
 def simulation_table(net: IntNet, sim: Simulation, bill: Bill | None) -> Table:
     """A simulation per population, for people: means per inference."""
     n = len(sim.predictions)
-    energy = [] if bill is None else [">energy nJ"]
-    counted = [] if sim.counts is None else [">synops", ">non-zero", ">MACs", ">dense MACs"]
     made = table(
         "population",
         ">neurons",
         ">rate",
-        *counted,
-        *energy,
-        title=f"Per inference (mean of {n} samples, {sim.backend})",
+        *([] if sim.counts is None else [">synops", ">non-zero", ">MACs", ">dense MACs"]),
+        *([] if bill is None else [">energy nJ"]),
+        title=f"Per inference (mean of {n:,} samples, {sim.backend})",
     )
     kinds = ("synops", "synops_nonzero", "macs", "dense_macs")
     for p in net.populations:
-        cells = (
-            [f"{sim.counts.events[p.name][kind].sum() / n:,.1f}" for kind in kinds] if sim.counts is not None else []
-        )
+        cells = [] if sim.counts is None else [f"{sim.counts.populations[p.name][kind] / n:,.1f}" for kind in kinds]
         cells += [] if bill is None else [f"{float(bill.per_population[p.name]):,.3f}"]
-        made.add_row(p.name, f"{p.size:,}", f"{sim.rate(net, p.name):.1%}" if p.spiking else "-", *cells)
+        made.add_row(p.name, f"{p.size:,}", f"{sim.rate(p.name):.1%}" if p.spiking else "-", *cells)
     if sim.counts is not None:
-        cells = [f"{sim.counts.total(kind).sum() / n:,.1f}" for kind in kinds]
+        cells = [f"{sim.counts.mean(kind):,.1f}" for kind in kinds]
         cells += [] if bill is None else [f"{float(sum(bill.per_population.values())):,.3f}"]
         made.add_row("total", f"{sum(p.size for p in net.populations):,}", "", *cells, style="bold")
     return made
+
+
+def simulation_sentences(sim: Simulation, bill: Bill | None, twins: Mapping[str, Bill], what: str) -> Iterator[str]:
+    """What a simulation comes to; `what` is a word about its inputs."""
+    n = len(sim.predictions)
+    if bill is not None:
+        yield from bill_sentences(bill)
+        if twins:
+            spent = ", ".join(f"{name} {twin.total:,.1f} nJ" for name, twin in twins.items())
+            yield f"Twins without spikes, same target, no static power: {spent}; this network {bill.total:,.1f} nJ."
+    for found in sim.machines:
+        if isinstance(found, DeployError):
+            yield f"Machine: {found}"
+            continue
+        plain = found.plain()
+        cycles, time = plain["cycles"], plain["microseconds"]
+        yield (
+            f"Machine: {plain['cores']} cores of {plain['elements']} elements at {plain['clock_mhz']} MHz: "
+            f"{cycles['mean']:,.0f} cycles ({cycles['min']:,} to {cycles['max']:,}), {time['mean']:,.2f} us an inference; "
+            f"at most {plain['queue_peak']:,} of {plain['queue_capacity']:,} events wait in a queue. More: --json."
+        )
+    if sim.correct is not None:
+        yield f"Accuracy: {sim.correct / n:.2%} ({sim.correct} of {n}, {what})."
+    else:
+        yield f"Predictions of the first samples ({what}): {sim.predictions[:16].tolist()}"
 
 
 def bill_table(bill: Bill) -> Table:
@@ -245,11 +272,20 @@ def comparison_table(plain: Mapping[str, Any]) -> Table:
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The points of a sweep, for people."""
     made = table(
-        "point", ">w bits", ">accuracy", ">same predictions", ">synops", ">weights KiB", ">µs", ">energy nJ", ""
+        "point",
+        ">w bits",
+        ">accuracy",
+        ">same predictions",
+        ">synops",
+        ">weights KiB",
+        ">cycles",
+        ">µs",
+        ">energy nJ",
+        "",
     )
     for row in rows:
         if "network" not in row:
-            made.add_row(escape(row["label"]), *["-"] * 7, "refused")
+            made.add_row(escape(row["label"]), *["-"] * 8, "refused")
             continue
         energy = "-" if row["at_least_nj"] is None else f"{row['at_least_nj']:,.2f}"
         least = ">= " if energy != "-" and (row["unpriced"] or row["bound"] == "min") else ""
@@ -260,6 +296,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['same_predictions']:.2%}",
             f"{row['synops']:,.1f}",
             f"{row['weight_memory_bits'] / 8192:,.1f}",
+            "-" if row["cycles"] is None else f"{row['cycles']:,.0f}",
             "-" if row["microseconds"] is None else f"{row['microseconds']:,.2f}",
             f"{least}{energy}",
             "refused" if row["refused"] else "",

@@ -8,11 +8,9 @@ import csv
 import io
 import itertools
 import json
-import multiprocessing
 import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s3nn_deploy import __version__, targets
-from s3nn_deploy.backends import run
-from s3nn_deploy.document import BATCH, MachineRun, digest
+from s3nn_deploy import __version__, cluster, targets
+from s3nn_deploy.document import digest, digest_array, outcome
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.files import write_text
 from s3nn_deploy.intnet import INPUT, Conv2d, Dense, IntNet, Population, signed_bits
 from s3nn_deploy.pricing import price
+from s3nn_deploy.simulation import simulate
 
 SCHEMA = "s3nn-deploy-sweep/1"
 
@@ -80,7 +78,7 @@ def points(
         network, arrays = load(model).digest, inputs(model)
         if not len(arrays[0]):
             raise DeployError(f"samples for {model}", expected="at least one", got="none")
-        about = digest("".join(digest(np.ascontiguousarray(a).tobytes()) for a in arrays if a is not None))
+        about = digest("".join(digest_array(a) for a in arrays if a is not None))
         for width, name, changes in itertools.product(bits, names, combinations):
             target = repr(targets.load(name, dict(changes)))
             key = digest("\n".join([SCHEMA, __version__, network, about, str(width), target]))
@@ -94,6 +92,7 @@ def sweep(
     inputs: Callable[[Path], tuple[Any, ...]],
     *,
     jobs: int = 1,
+    scheduler: str | None = None,
     progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> list[dict[str, Any]]:
     """Compute the points whose results are not in `out` yet, append each as it is finished, and return all, in order.
@@ -102,11 +101,14 @@ def sweep(
         out: JSON lines; a line that a killed sweep left half-written is dropped.
         inputs: x, labels or None, and the calibration set, for a model.
         jobs: processes.
+        scheduler: the address of a Dask scheduler whose workers compute instead.
         progress: called with (points done, points in all, a word on the last one).
 
     Raises:
         DeployError: `out` holds something else, or a worker died. What a point itself cannot do is its result (`refused`).
     """
+    from s3nn_deploy.model import load
+
     done = read(out) if out.exists() else {}
     groups: dict[tuple[Path, int | None], list[Point]] = {}
     for point in {p.key: p for p in todo}.values():
@@ -116,27 +118,23 @@ def sweep(
     count = len(todo) - sum(map(len, groups.values()))
     progress(count, len(todo), f"{count} were there already" if count else "")
     if groups:
-        context = multiprocessing.get_context("spawn")
-        with (
-            ProcessPoolExecutor(min(jobs, len(groups)), context, _end_with_parent) as pool,
-            out.open("a", encoding="utf-8") as stream,
-        ):
-            running = {pool.submit(_run, group, *inputs(model)): group for (model, _), group in groups.items()}
-            try:
-                for future in as_completed(running):
-                    for row in future.result():
-                        done[row["key"]] = row
-                        stream.write(json.dumps(row) + "\n")
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                    count += len(running[future])
-                    progress(count, len(todo), ", ".join(running[future][-1].parts()[:2]))
-            except BaseException as error:
-                pool.shutdown(cancel_futures=True)
-                if isinstance(error, OSError | RuntimeError):
-                    hint = "Run the same command again: finished points are kept."
-                    raise DeployError("sweep", f"a worker ended early ({error})", hint=hint) from error
-                raise
+        order = list(groups.values())
+
+        def tasks() -> Iterator[tuple[Any, ...]]:
+            for group in order:
+                model = group[0].model
+                variants = [targets.load(point.target, dict(point.changes)) for point in group]
+                yield _run, load(model), group, variants, *inputs(model)
+
+        with _hands(min(jobs, len(groups)), scheduler) as pool, out.open("a", encoding="utf-8") as stream:
+            for number, rows in cluster.in_turn(pool, tasks()):
+                for row in rows:
+                    done[row["key"]] = row
+                    stream.write(json.dumps(row) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+                count += len(order[number])
+                progress(count, len(todo), ", ".join(order[number][-1].parts()[:2]))
     return [{**done[p.key], **_names(p), "label": label} for p, label in zip(todo, labels(todo), strict=True)]
 
 
@@ -150,18 +148,6 @@ def labels(todo: Sequence[Point]) -> list[str]:
     parts = [point.parts() for point in todo]
     differing = [column for column in range(len(parts[0])) if len({row[column] for row in parts}) > 1]
     return [", ".join(row[column] for column in differing) or row[0] for row in parts]
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -186,25 +172,32 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _run(group: Sequence[Point], x: Any, labels: NDArray[np.int64] | None, calibration: Any) -> list[dict[str, Any]]:
-    """The results of points that differ in their targets only; runs in a process of its own."""
-    from s3nn_deploy.model import load
-    from s3nn_deploy.simulation import simulate
+def _hands(jobs: int, scheduler: str | None) -> AbstractContextManager[cluster.Pool]:
+    return cluster.processes(jobs) if scheduler is None else cluster.workers(scheduler)
 
-    first, refusal = group[0], ""
-    given = load(first.model)
+
+def _run(
+    given: IntNet,
+    group: Sequence[Point],
+    variants: Sequence[targets.Target],
+    x: Any,
+    labels: NDArray[np.int64] | None,
+    calibration: Any,
+) -> list[dict[str, Any]]:
+    """The results of points that differ in their targets only; runs in a process of its own, or on a worker."""
+    refusal, bits = "", group[0].bits
     made, net = None, given
+    every = [target.machine for target in variants if target.machine is not None]
     try:
-        if first.bits is not None:
-            net = requantised(given, calibration, first.bits)
-        made = simulate(net, x, labels)
+        if bits is not None:
+            net = requantised(given, calibration, bits)
+        made = simulate(net, x, labels, machines=every)
         before = simulate(given, x, labels).predictions if net is not given else made.predictions
     except DeployError as error:
         refusal = str(error)
+    timings = iter(made.machines if made is not None else ())
     rows = []
-    variants = [targets.load(point.target, dict(point.changes)) for point in group]
-    timings = _timed(net, x, variants) if made is not None else [None] * len(group)
-    for point, target, timing in zip(group, variants, timings, strict=True):
+    for point, target in zip(group, variants, strict=True):
         row: dict[str, Any] = {
             "schema": SCHEMA,
             "key": point.key,
@@ -213,8 +206,8 @@ def _run(group: Sequence[Point], x: Any, labels: NDArray[np.int64] | None, calib
             "refused": refusal,
         }
         if made is not None and made.counts is not None:
-            timed = timing.plain() if timing is not None else None
-            row["refused"] = (timed or {}).get("refused", "")
+            timed = outcome(next(timings)) if target.machine is not None else {}
+            row["refused"] = timed.get("refused", "")
             try:
                 targets.check_limits(net, target)
             except DeployError as error:
@@ -228,28 +221,17 @@ def _run(group: Sequence[Point], x: Any, labels: NDArray[np.int64] | None, calib
                 ),
                 "accuracy": None if made.correct is None else made.correct / len(x),
                 "same_predictions": float((made.predictions == before).mean()),
-                "synops": float(made.counts.total("synops").mean()),
-                "macs": float(made.counts.total("macs").mean()),
-                "cycles": timed["cycles"]["mean"] if timed and "cycles" in timed else None,
-                "microseconds": timed["microseconds"]["mean"] if timed and "cycles" in timed else None,
-                "queue_peak": timed["queue_peak"] if timed and "cycles" in timed else None,
+                "synops": made.counts.mean("synops"),
+                "macs": made.counts.mean("macs"),
+                "cycles": timed["cycles"]["mean"] if "cycles" in timed else None,
+                "microseconds": timed["microseconds"]["mean"] if "cycles" in timed else None,
+                "queue_peak": timed["queue_peak"] if "cycles" in timed else None,
                 "at_least_nj": bill.at_least if bill.lines else None,
                 "unpriced": sorted(bill.unpriced),
                 "bound": bill.bound,
             }
         rows.append(row)
     return rows
-
-
-def _timed(net: IntNet, x: NDArray[Any], variants: Sequence[targets.Target]) -> list[MachineRun | None]:
-    """The machines of the targets, in one more run of the network; None for a target without one."""
-    runs = [MachineRun(net, target) if target.machine is not None else None for target in variants]
-    for start in range(0, len(x) if any(runs) else 0, BATCH):
-        batch = x[start : start + BATCH]
-        trace = run(net, batch, "emulator")
-        for timing in filter(None, runs):
-            timing.add(batch, trace)
-    return runs
 
 
 def _width(population: Population) -> int:
@@ -272,7 +254,6 @@ def requantised(net: IntNet, calibration: Any, bits: int) -> IntNet:
 
     from s3nn_deploy.conversion import convert
     from s3nn_deploy.quantisation import quantise
-    from s3nn_deploy.simulation import simulate
 
     module = _module(net, bits)
     with torch.no_grad():

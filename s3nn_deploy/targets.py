@@ -32,6 +32,9 @@ SCOPES = ("marginal", "all-in")
 EXCLUSIVE = (("synops", "synops_nonzero"), ("macs", "macs_nonzero"))
 """Kinds that count the same operations: a target prices one of each pair."""
 
+MEMORIES = ("weights", "membranes", "spikes")
+"""Memories of a machine's core; the price of an event may follow the size of one of them."""
+
 LIMITS = {
     "input_bits": "bits of an input value",
     "weight_bits": "bits of a stored weight, two's complement",
@@ -203,6 +206,7 @@ def _target(plain: Mapping[str, Any], where: str) -> Target:
     if takes is not None and takes not in FORMATS:
         raise DeployError(f"{where}, takes", f"format {takes!r} is not known", hint=suggestion(takes, list(FORMATS)))
     limits, events = _table(plain, "limits", where), _table(plain, "events", where)
+    machine = _machine(_table(plain, "machine", where), f"{where}, [machine]") if "machine" in plain else None
     _known(limits, list(LIMITS), f"{where}, [limits]")
     _known(events, list(KINDS), f"{where}, [events]")
     routing, times = _table(plain, "routing", where), _table(plain, "times", where)
@@ -214,14 +218,14 @@ def _target(plain: Mapping[str, Any], where: str) -> Target:
             _text(plain, "summary", where),
             takes,
             {key: _limit(_table(limits, key, where), f"{where}, [limits.{key}]") for key in limits},
-            {key: _price(_table(events, key, where), f"{where}, [events.{key}]") for key in events},
+            {key: _price(_table(events, key, where), f"{where}, [events.{key}]", machine) for key in events},
             _static(_table(plain, "static", where), f"{where}, [static]") if "static" in plain else None,
             _terms(_table(plain, "not_modelled", where), f"{where}, [not_modelled]"),
             _strings(_table(plain, "not_modelled", where), "placed", f"{where}, [not_modelled]"),
             {key: _price(_table(routing, key, where), f"{where}, [routing.{key}]") for key in routing},
             {key: _time(_table(times, key, where), f"{where}, [times.{key}]") for key in times},
             _strings(_table(plain, "references", where), "measured", f"{where}, [references]"),
-            _machine(_table(plain, "machine", where), f"{where}, [machine]") if "machine" in plain else None,
+            machine,
             _float_macs(_table(plain, "twins", where), f"{where}, [twins]"),
         ),
         where,
@@ -270,8 +274,10 @@ def _time(plain: Mapping[str, Any], where: str) -> Time:
     return Time(_number(plain, "ns", where), evidence, _text(plain, "source", where), bound)
 
 
-def _price(plain: Mapping[str, Any], where: str) -> Price:
-    _known(plain, ["pj", "per", "evidence", "scope", "bound", "covers", "source"], where)
+def _price(plain: Mapping[str, Any], where: str, machine: Machine | None = None) -> Price:
+    _known(plain, ["pj", "per", "evidence", "scope", "bound", "covers", "source", "memory", "pj_at"], where)
+    if "memory" in plain or "pj_at" in plain:
+        plain = _by_size(plain, where, machine)
     evidence = _choice(plain, "evidence", EVIDENCE, where)
     if (evidence == "unpublished") == ("pj" in plain):
         raise DeployError(
@@ -294,6 +300,25 @@ def _price(plain: Mapping[str, Any], where: str) -> Price:
     )
 
 
+def _by_size(plain: Mapping[str, Any], where: str, machine: Machine | None) -> dict[str, Any]:
+    """The price whose `pj` is that of the smallest priced memory, in `pj_at`, that holds the machine's `memory`."""
+    if machine is None:
+        raise DeployError(where, "its price follows the size of a memory", expected="a [machine] in the file")
+    if "pj" in plain:
+        raise DeployError(where, "has both pj and pj_at", hint="Keep pj where the price follows no memory's size.")
+    name, prices = _choice(plain, "memory", MEMORIES, where), _table(plain, "pj_at", where)
+    if wrong := [key for key in prices if not key.isascii() or not key.isdecimal()]:
+        raise DeployError(f"{where}, pj_at", expected="bytes of a memory = picojoules", got=repr(wrong[0]))
+    size, sizes = getattr(machine, name).bytes, sorted(prices, key=int)
+    if (chosen := next((key for key in sizes if int(key) >= size), None)) is None:
+        priced = f"at most {int(sizes[-1]):,} bytes, the largest memory with a price" if sizes else "prices in pj_at"
+        hint = f"Make {name} smaller, or add the price of such a memory with its source."
+        raise DeployError(f"{where}, pj_at", expected=priced, got=f"{size:,} bytes", hint=hint)
+    source = f"{_text(plain, 'source', where)}; the price of a memory of {int(chosen):,} bytes"
+    rest = {key: value for key, value in plain.items() if key not in ("memory", "pj_at")}
+    return {**rest, "pj": _number(prices, chosen, f"{where}, pj_at"), "source": source}
+
+
 def _static(plain: Mapping[str, Any], where: str) -> Static:
     _known(plain, ["mw", "evidence", "source"], where)
     evidence = _choice(plain, "evidence", EVIDENCE[:-1], where)
@@ -307,14 +332,16 @@ def _float_macs(plain: Mapping[str, Any], where: str) -> Price | None:
 
 def _machine(plain: Mapping[str, Any], where: str) -> Machine:
     numbers = ["cores", "elements", "clock_mhz", "accumulator_bits", "event_bits", "weight_bits"]
-    memories = ["weights", "membranes", "spikes"]
-    _known(plain, [*numbers, *memories, "source"], where)
+    _known(plain, [*numbers, *MEMORIES, "source"], where)
     sizes = {}
-    for key in memories:
+    for key in MEMORIES:
         table, here = _table(plain, key, where), f"{where}, {key}"
         _known(table, ["bytes", "width"], here)
         sizes[key] = Memory(_positive(table, "bytes", here), _positive(table, "width", here))
     cores, elements, clock, accumulator, event, weight = (_positive(plain, key, where) for key in numbers)
+    for key, value, most in (("cores", cores, 4096), ("elements", elements, 1 << 20), ("clock_mhz", clock, 100_000)):
+        if value > most:
+            raise DeployError(where, key, expected=f"at most {most:,}", got=f"{value:,}")
     source = _text(plain, "source", where)
     queue, potentials = sizes["spikes"], sizes["membranes"]
     made = Machine(cores, elements, clock, accumulator, event, weight, sizes["weights"], potentials, queue, source)
@@ -369,7 +396,12 @@ def _choice(plain: Mapping[str, Any], key: str, known: tuple[str, ...], where: s
 def _number(plain: Mapping[str, Any], key: str, where: str) -> Fraction:
     value = plain.get(key)
     if isinstance(value, bool) or not isinstance(value, int | Fraction) or value < 0:
-        raise DeployError(where, key, expected="a number of at least 0", got=repr(value))
+        raise DeployError(
+            where,
+            key,
+            expected="a number of at least 0",
+            got=f"{float(value):g}" if isinstance(value, Fraction) else repr(value),
+        )
     return Fraction(value)
 
 

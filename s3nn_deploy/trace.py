@@ -66,6 +66,11 @@ def checked_input(net: IntNet, x: Any) -> NDArray[np.unsignedinteger[Any]]:
 
 def checked_samples(spec: Input, x: Any) -> NDArray[np.unsignedinteger[Any]]:
     """See `checked_input`, for a bare `Input`."""
+    return valid_samples(spec, x).astype(spec.dtype, copy=False)
+
+
+def valid_samples(spec: Input, x: Any) -> NDArray[Any]:
+    """As `checked_samples`, in the type that they have: a file that is mapped into memory is read and not copied."""
     array = np.asarray(x)
     if array.shape[1:] != spec.shape or array.ndim != len(spec.shape) + 1:
         hint = "Add a leading axis for the samples." if array.shape == spec.shape else ""
@@ -83,4 +88,4 @@ def checked_samples(spec: Input, x: Any) -> NDArray[np.unsignedinteger[Any]]:
         raise DeployError(
             "input", expected=f"values 0..{spec.maximum} ({spec.bits} bits)", got=f"{array.min()}..{array.max()}"
         )
-    return array.astype(np.uint8 if spec.bits <= 8 else np.uint16, copy=False)
+    return array

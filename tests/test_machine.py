@@ -19,7 +19,7 @@ from s3nn_deploy.errors import DeployError
 from s3nn_deploy.files import builtin
 from s3nn_deploy.formats import export
 from s3nn_deploy.intnet import INPUT, Dense, IntNet
-from s3nn_deploy.machine import FIGURES, Machine, Memory, figures, join, place
+from s3nn_deploy.machine import FIGURES, Machine, Memory, check_queues, figures, join, place
 from s3nn_deploy.stimuli import stimuli
 from s3nn_deploy.targets import load
 
@@ -155,7 +155,11 @@ def test_figures_depend_neither_on_batches_nor_on_order(name):
     net = ZOO[name]
     x = samples(net, 9)
     whole = plain(emulated(net, ROOMY, x))
-    assert plain(join([emulated(net, ROOMY, part) for part in np.split(x, [2, 3])])) == whole
+    parts = [emulated(net, ROOMY, part) for part in np.split(x, [2, 3])]
+    joined = {p: {k: [n for part in parts for n in plain(part)[p][k]] for k in kinds} for p, kinds in whole.items()}
+    assert joined == whole
+    summary = emulated(net, ROOMY, x).summary
+    assert join([part.summary for part in parts[::-1]]) == replace(summary, placement=parts[2].placement)
     turned = plain(emulated(net, ROOMY, x[::-1]))
     assert {p: {k: v[::-1] for k, v in kinds.items()} for p, kinds in turned.items()} == whole
 
@@ -171,7 +175,7 @@ def test_what_does_not_fit_is_refused_with_population_figure_limit_and_way_out()
         (replace(ROOMY, event_bits=6), "at most 6 bits of an event"),
     ):
         with pytest.raises(DeployError, match=r"population '.*") as error:
-            emulated(net, machine, samples(net, 4))
+            check_queues(emulated(net, machine, samples(net, 4)).summary)
         assert re.search(said, str(error.value), re.DOTALL)
 
 
@@ -185,7 +189,7 @@ def test_simulate_shows_the_machine_or_says_why_not(tmp_path):
     made = json.loads(run("--json").stdout)
     assert made["machine_refusal"] is None
     x = stimuli(ZOO["lenet"], 64)
-    assert made["machine"] == emulated(ZOO["lenet"], load("emulator").machine, x).plain()
+    assert made["machine"] == emulated(ZOO["lenet"], load("emulator").machine, x).summary.plain()
     assert set(made["twins_nj"]) == {
         f"{kind}, {way}" for kind in ("int", "float32") for way in ("dense", "zero-skipping")
     }
@@ -196,6 +200,6 @@ def test_simulate_shows_the_machine_or_says_why_not(tmp_path):
 
 
 def test_figures_are_plain_data():
-    made = json.loads(json.dumps(emulated(ZOO["mlp"], ROOMY, samples(ZOO["mlp"], 4)).plain()))
+    made = json.loads(json.dumps(emulated(ZOO["mlp"], ROOMY, samples(ZOO["mlp"], 4)).summary.plain()))
     assert made["cycles"]["max"] / ROOMY.clock_mhz == made["microseconds"]["max"]
     assert set(FIGURES) < set(next(iter(made["populations"].values())))

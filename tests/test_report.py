@@ -23,7 +23,7 @@ from s3nn_deploy import cli, document, formats, machine, page, sweep, targets
 from s3nn_deploy.backends import emulator, reference
 from s3nn_deploy.files import builtin
 from s3nn_deploy.intnet import INPUT, Dense, Input, IntNet, Population, Projection, check
-from s3nn_deploy.pricing import price
+from s3nn_deploy.pricing import price, twins
 from s3nn_deploy.simulation import simulate
 
 EVIL = '<script>alert("1")</script>&\'<img src=x onerror=alert(1)>'
@@ -112,7 +112,7 @@ def test_a_report_has_the_figures_of_the_engines(seed: int, tmp_path: Path) -> N
     assert sum(plain["rate_histogram"]["counts"]) == sum(p.size for p in net.spiking)
     assert sum(plain["energy_histogram"]["counts"]) == len(x)
     held = machine.place(net, targets.load("emulator").machine)
-    assert plain["machine"] == machine.figures(net, held, x, trace.spikes).plain()
+    assert plain["machine"] == machine.figures(net, held, x, trace.spikes).summary.plain()
     assert {row["equal_to_emulator"] for row in plain["accuracy"].values()} == {len(x)}
     check_page(page.report(plain))
 
@@ -130,6 +130,19 @@ def test_no_page_has_a_bare_total_with_an_unpriced_term(target: str, tmp_path: P
     if plain["bill"]["unpriced"]:
         assert "unpublished, not zero" in words
         assert not plain["bill"]["lines"] or "at least" in document.verdict(plain).lower()
+
+
+def test_a_report_prices_the_network_without_spikes_too(tmp_path: Path) -> None:
+    net = ZOO["lenet"]
+    plain = gathered(net, tmp_path)
+    bills = twins(net, emulator.run(net, samples(net, 12)).counts, targets.load("emulator"))
+    assert plain["twins_nj"] == {name: bill.total for name, bill in bills.items()}
+    words = check_page(page.report(plain)).words
+    for name, nj in plain["twins_nj"].items():
+        assert {f"{name} twin", document.figure(nj)} <= set(words)
+    unpriced = gathered(net, tmp_path, "loihi")
+    assert unpriced["twins_nj"] == {}
+    assert "Against networks without spikes" not in page.report(unpriced)
 
 
 def _evil(value: Any) -> Any:
@@ -207,13 +220,13 @@ def _inputs(x: np.ndarray) -> Any:
 def test_a_killed_sweep_goes_on_and_computes_nothing_twice(tmp_path: Path) -> None:
     path, x_file = saved(ZOO["lenet"], tmp_path)
     x, out = np.load(x_file), tmp_path / "sweep.jsonl"
-    vary = {"events.weight_bits.pj": ["10", "20"]}
+    vary = {"events.synops.pj": ["10", "20"]}
     todo = sweep.points([path], [None, 4], ["emulator"], vary, _inputs(x))
     assert len({p.key for p in todo}) == 4
     rows = sweep.sweep(todo, out, _inputs(x), jobs=2)
     lines = out.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 4
-    bill = price(simulate(ZOO["lenet"], x).counts, targets.load("emulator", {"events.weight_bits.pj": "10"}))
+    bill = price(simulate(ZOO["lenet"], x).counts, targets.load("emulator", {"events.synops.pj": "10"}))
     assert rows[0]["at_least_nj"] == bill.total
     assert rows[0]["at_least_nj"] < rows[1]["at_least_nj"]
     assert [row["weight_bits"] for row in rows][2:] == [4, 4]
@@ -266,9 +279,11 @@ def test_a_sweep_varies_the_machine_and_names_what_does_not_fit(tmp_path: Path) 
     spikes = emulator.run(net, x).spikes
     for row in rows[1::2]:
         target = targets.load("emulator", row["changes"])
-        found = machine.figures(net, machine.place(net, target.machine), x, spikes).plain()
+        found = machine.figures(net, machine.place(net, target.machine), x, spikes).summary.plain()
         assert (row["cycles"], row["queue_peak"]) == (found["cycles"]["mean"], found["queue_peak"])
     assert rows[1]["cycles"] > rows[3]["cycles"]
+    out = call("sweep", path, "--input", x_file, "--out", tmp_path / "t.jsonl", "--vary", "machine.cores=1,4").stdout
+    assert all(f"{row['cycles']:,.0f}" in out for row in rows[1::2])
 
 
 def test_the_sweep_command_prints_writes_and_refuses(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from nets import ZOO
 
 from s3nn_deploy.counts import KINDS
 from s3nn_deploy.errors import DeployError
+from s3nn_deploy.files import builtin
 from s3nn_deploy.formats import FORMATS
 from s3nn_deploy.intnet import INPUT, Conv2d, Dense, Input, IntNet, Population, Projection, check
 from s3nn_deploy.targets import LIMITS, Limit, Target, check_limits, load, names
@@ -192,3 +193,47 @@ def test_two_projections_from_one_source_share_its_axons():
 def test_int8_networks_fit_the_targets_that_run_anywhere(name):
     for net in ZOO.values():
         check_limits(net, load(name))
+
+
+@pytest.mark.parametrize(("size", "pj"), [(64, 10), (8192, 10), (8193, 20), (32768, 20), (1 << 20, 100)])
+def test_a_price_follows_the_size_of_its_memory(size, pj):
+    price = load("emulator", {"machine.weights.bytes": str(size)}).events["weight_bits"]
+    assert (price.pj, price.each) == (pj, Fraction(pj, 64))
+    assert "the price of a memory of" in price.source
+    assert load("emulator", {"machine.spikes.bytes": str(size)}).events["spikes"].pj == pj
+
+
+def test_a_memory_larger_than_any_with_a_price_is_refused():
+    with pytest.raises(DeployError, match=r"weight_bits.*at most 1,048,576 bytes.*got 1,048,577 bytes"):
+        load("emulator", {"machine.weights.bytes": str((1 << 20) + 1)})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('memory = "weights"', 'memory = "wieghts"', "Did you mean 'weights'"),
+        ('memory = "weights"', 'memory = "weights"\npj = 3', "both pj and pj_at"),
+        ("[machine]\n", "[machine]\ncored = 1\n", "unknown key 'cored'"),
+        ("8192 = 10", '"8 KB" = 10', "bytes of a memory = picojoules"),
+        ("8192 = 10, 32768 = 20, 1048576 = 100", "8192 = 10, 32768 = 20, 1048576 = -1", "at least 0"),
+        ("8192 = 10, 32768 = 20, 1048576 = 100", "", "prices in pj_at"),
+        ("clock_mhz = 500", "clock_mhz = 0", "at least 1"),
+        ("clock_mhz = 500", "clock_mhz = 99999999999999999999", "at most 100,000"),
+        ("cores = 4", "cores = 100000000", "at most 4,096"),
+        ("pj = 0.1", "pj = -0.1", r"at least 0, got -0\.1"),
+    ],
+)
+def test_a_machine_or_a_price_by_size_that_is_wrong_is_refused(old, new, said, tmp_path):
+    text = (builtin("targets") / "emulator.toml").read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "mine.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(DeployError, match=said):
+        load(tmp_path / "mine.toml")
+
+
+def test_a_price_by_size_needs_a_machine(tmp_path):
+    text = (builtin("targets") / "emulator.toml").read_text(encoding="utf-8")
+    before, _, after = text.partition("# What happens in which cycle")
+    (tmp_path / "mine.toml").write_text(before + after[after.index("[not_modelled]") :], encoding="utf-8")
+    with pytest.raises(DeployError, match=r"expected a \[machine\] in the file"):
+        load(tmp_path / "mine.toml")
