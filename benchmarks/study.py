@@ -1,7 +1,7 @@
 """The study: surrogates, twins of other neurons, weight widths, and accuracy against energy; several seeds each.
 
-    python -m benchmarks.study                                      # scikit-learn's digits, embedded
-    python -m benchmarks.study --set cifar10 --data DIR --write     # the figures of docs/training.md
+    python -m benchmarks.study --write                                               # scikit-learn's digits, embedded
+    python -m benchmarks.study --set cifar10 --groups neurons --data DIR --write     # --write: into docs/training.md
 
 Each result is one line of JSON in --folder, so that an interrupted study goes on where it stopped. A row of the tables is the
 mean of its seeds (least to most). Every run of a kind has the same data, schedule and number of updates: settings were not
@@ -44,8 +44,7 @@ from s3nn_deploy.surrogate import SURROGATES
 from s3nn_deploy.train import fit
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE, BEGIN, END = ROOT / "docs" / "training.md", "<!-- study: begin -->", "<!-- study: end -->"
-PLOT = ROOT / "docs" / "study.svg"
+PAGE, PLOT = ROOT / "docs" / "training.md", ROOT / "docs" / "study.svg"
 
 STEPS = 4
 """Time steps of the LIF twin."""
@@ -427,9 +426,10 @@ def main() -> None:
     )
     print(text)
     if options.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        write_text(PAGE, f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}")
-        if "energy" in groups:
+        begin, end = (f"<!-- study {options.set}: {word} -->" for word in ("begin", "end"))
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+        write_text(PAGE, f"{before}{begin}\n{text}{end}{rest.partition(end)[2]}")
+        if "energy" in groups and options.set == "digits":
             write_text(PLOT, plot(found))
 
 
