@@ -105,7 +105,7 @@ def main() -> int:
         *(Case(path.stem, model.load(path), True) for path in trained),
     ]
     tally: Tally = collections.defaultdict(collections.Counter)
-    calls: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
+    calls: dict[tuple[str, str], collections.Counter] = collections.defaultdict(collections.Counter)
     versions = {"nir": importlib.metadata.version("nir"), RUNTIME: importlib.metadata.version("onnxruntime")}
     unwritten: list[str] = []
     ready = peers.installed()
@@ -142,7 +142,7 @@ def main() -> int:
                         tally[form, verdict.peer, kind, case.trained][verdict.best.status] += 1
                         versions[verdict.peer] = verdict.version
                         if verdict.best.status == peers.EXACT:
-                            calls[form, verdict.peer].add(verdict.best.call)
+                            calls[form, verdict.peer][verdict.best.call] += 1
                         elif kind in EXPECTED[form].get(verdict.peer, ()):
                             print(f"{form}, {verdict.peer}, {case.name}: {verdict.best}", file=sys.stderr, flush=True)
                 print(f"{form}: {', '.join(names)}", file=sys.stderr, flush=True)
@@ -221,9 +221,8 @@ def document(
     ]
     for name, peer in peers.PEERS.items():
         for call in peer.calls.values():
-            exact = [
-                form for form in EXPECTED if call in calls[form, name] and (name in EXPECTED[form] or form == "qonnx")
-            ]
+            forms = [f for f in EXPECTED if name in EXPECTED[f] or (f == "qonnx" and calls[f, name])]
+            exact = [form for form in forms if [call] == [c for c, _ in calls[form, name].most_common(1)]]
             if exact:
                 lines.append(f"- {name}, {', '.join(f'`{form}`' for form in exact)}: `{call}`")
     lines += ["", "Which of them is exact for your file: `s3nn-deploy conformance net.nir`.", ""]
