@@ -280,6 +280,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     left, right, rows = summary(a), summary(b), []
     for name in left:
         x, y = left[name], right[name]
+        if x is None and y is None:
+            continue
         bare = x is None or y is None or (energy and "energy" in name)
         rows.append(
             {

@@ -49,7 +49,7 @@ td:last-child, th:last-child {{ padding-right: 0; }}
 td.n + td:not(.n), th.n + th:not(.n) {{ padding-left: .6rem; }}
 th[scope=row] {{ font-weight: 500; max-width: 16rem; overflow-wrap: anywhere; min-width: 9.5rem; }}
 .n {{ text-align: right; }} td.n {{ white-space: nowrap; }}
-tfoot th, tfoot td {{ font-weight: 700; border-bottom: 0; }}
+tfoot th[scope=row], tfoot td {{ font-weight: 700; border-bottom: 0; }}
 .plots {{ columns: 2 400px; column-gap: 1rem; }}
 figure {{ margin: 0 0 1rem; break-inside: avoid; background: var(--card); border: 1px solid var(--line);
   border-radius: 8px; padding: .9rem; }}
