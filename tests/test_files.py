@@ -64,8 +64,9 @@ def test_ctrl_c_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     code = f"""
-import time
+import signal, time
 from s3nn_deploy.files import replacing
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 with replacing({str(path)!r}) as temporary:
     temporary.write_text("half")
     print("writing", flush=True)
