@@ -202,10 +202,21 @@ def scale(model, name, value):
     tensor.raw_data = np.float32(value).tobytes()
 
 
+def one_bit_less(model):
+    of = next(node for node in model.graph.node if node.input[0] == "conv1/0/weight")
+    assert of.input[3] == "quant/bits8"
+    of.input[3] = "quant/bits7"
+    assert any(tensor.name == "quant/bits7" for tensor in model.graph.initializer)
+
+
 QUANTS = {
     "another scale": (lambda m: scale(m, "quant/one", 0.5), "expected scale 1"),
     "another zero point": (lambda m: scale(m, "quant/zero", 1), "expected scale 1"),
-    "one bit too few": (lambda m: scale(m, "quant/bits8", 7), "expected bits that hold the values"),
+    "one bit too few for the input": (
+        lambda m: scale(m, "quant/bits8", 7),
+        "node 'input/float'.*expected bits that hold",
+    ),
+    "one bit too few for weights": (one_bit_less, "node 'conv1/0/weight/quant'.*expected bits that hold the values"),
     "another rounding": (lambda m: quant_attribute(m, rounding_mode="FLOOR"), "ROUND, not narrow"),
     "narrow": (lambda m: quant_attribute(m, narrow=1), "ROUND, not narrow"),
     "signed input": (lambda m: quant_attribute(m, signed=1), "expected bits that hold"),

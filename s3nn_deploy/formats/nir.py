@@ -676,10 +676,10 @@ def _through_conv(node: Node, at: Linear, own: Conv2d, source: tuple[int, ...]) 
     first, second = rewrites.plain(at.synapses), rewrites.plain(own)
     assert isinstance(first, Conv2d)
     assert isinstance(second, Conv2d)
-    for n, out, k, s, p, padding in zip(
-        source[1:], at.shape[1:], first.weight.shape[2:], first.stride, first.padding, second.padding, strict=True
+    for n, out, s, p, padding in zip(
+        source[1:], at.shape[1:], first.stride, first.padding, second.padding, strict=True
     ):
-        if padding and (k > s + p or out * s - p < n or np.any(at.bias)):
+        if padding and (out * s - p < n or np.any(at.bias)):
             raise DeployError(
                 node.where,
                 "its padding is next to sums, not to spikes",
