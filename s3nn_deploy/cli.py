@@ -495,6 +495,13 @@ def _spread(command: Any) -> Any:
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--backend", default="emulator", show_default=True, help="emulator, reference, onnx or lava.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "numpy", "numba", "onednn"]),
+    default="auto",
+    show_default=True,
+    help="What computes for the emulator; all give the same integers, auto takes the fastest for the work.",
+)
 @click.option("--target", default="emulator", show_default=True, help="Whose prices the emulator's counts get.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder with the model's data set; default $S3NN_DATA.")
 @click.option(
@@ -510,6 +517,7 @@ def _spread(command: Any) -> Any:
 def simulate(
     file: Path,
     backend: str,
+    engine: str,
     target: str,
     data: Path | None,
     input_file: Path | None,
@@ -524,6 +532,7 @@ def simulate(
     \b
     Example: s3nn-deploy simulate model.pt --target loihi --samples 100
              s3nn-deploy simulate model.pt --input many.npy --scheduler tcp://10.0.0.1:8786
+             s3nn-deploy simulate model.pt --input images.npy --engine onednn
     """
     from s3nn_deploy import pricing, report
     from s3nn_deploy import targets as shipped
@@ -545,6 +554,7 @@ def simulate(
             machines=machines(chosen),
             jobs=jobs or processors(),
             scheduler=scheduler,
+            engine=engine,
             progress=advance,
         )
     bill, twins = None, {}

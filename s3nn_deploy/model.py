@@ -6,21 +6,21 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from s3nn_deploy import formats
-from s3nn_deploy.capture import capture
-from s3nn_deploy.conversion import Conversion, conversion
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.files import MAX_BYTES, existing, replacing
 from s3nn_deploy.intnet import IntNet, check
-from s3nn_deploy.program import from_plain, to_plain
+
+if TYPE_CHECKING:
+    import torch
+
+    from s3nn_deploy.conversion import Conversion
 
 
 def save_model(
-    module: torch.nn.Module,
+    module: "torch.nn.Module",
     path: str | Path,
     input_shape: tuple[int, ...],
     input_bits: int = 8,
@@ -39,6 +39,12 @@ def save_model(
     Raises:
         DeployError: the module cannot be converted, or the place cannot be written.
     """
+    import torch
+
+    from s3nn_deploy.capture import capture
+    from s3nn_deploy.conversion import conversion
+    from s3nn_deploy.program import to_plain
+
     converted = conversion(capture(module, input_shape, input_bits))
     classes = tuple(str(c) for c in classes)
     check(replace(converted.net, classes=classes))
@@ -61,12 +67,17 @@ def save_model(
     return Path(path)
 
 
-def load_model(path: str | Path) -> Conversion:
+def load_model(path: str | Path) -> "Conversion":
     """Open a `model.pt`: the program that PyTorch runs and the integer network that it is.
 
     Raises:
         DeployError: no such file, a truncated file, a pickle with code in it, or one that `save_model` did not write.
     """
+    import torch
+
+    from s3nn_deploy.conversion import conversion
+    from s3nn_deploy.program import from_plain
+
     path = existing(path)
     hint = "The file is truncated, damaged, or was not written by s3nn_deploy.save_model."
     if path.stat().st_size > MAX_BYTES:

@@ -34,6 +34,7 @@ class Simulation:
     """What a simulation gives.
 
     Attributes:
+        backend: what ran; engines in the order of their first batch.
         predictions: the class of each sample, unsigned integers [N].
         fired: for each spiking population, in how many samples each neuron fired: int64 [*shape].
         counts: of all samples, where the backend counts.
@@ -61,6 +62,7 @@ def simulate(
     backend: str = "emulator",
     *,
     file: Path | None = None,
+    engine: str = "auto",
     machines: Sequence[Machine] = (),
     batch: int | None = None,
     jobs: int = 1,
@@ -72,7 +74,7 @@ def simulate(
     Args:
         x: an array, or a `numpy.memmap`, which is never copied whole.
         labels: int64 [N], to count correct predictions.
-        file: as for `backends.run`.
+        file, engine: as for `backends.run`.
         machines: accelerators whose figures are wanted.
         batch: samples at a time; default at most `BATCH`.
         jobs: threads of this process, for the engines `OURS`.
@@ -90,6 +92,7 @@ def simulate(
     placed = [_placed(net, each) for each in machines]
     placements = tuple(p if isinstance(p, machine.Placement) else None for p in placed)
     kept: dict[int, tuple[NDArray[Any], dict[str, NDArray[Any]]]] = {}
+    names: dict[int, str] = {}
     whole, done = None, 0
     with _pool(jobs if backend in OURS else 1, scheduler) as pool:
         size = batch or max(1, min(BATCH, -(-len(x) // pool.cores())))
@@ -100,10 +103,10 @@ def simulate(
             for start in range(0, len(x), size):
                 some = x[start : start + size]
                 steps = None if told is None else partial(_advance, told, start, len(some), len(x))
-                yield _run, held, some, backend, file, placements, steps
+                yield _run, held, some, backend, file, engine, placements, steps
 
         for number, part in cluster.in_turn(pool, tasks()):
-            kept[number] = part.predictions, dict(part.samples)
+            kept[number], names[number] = (part.predictions, dict(part.samples)), part.backend
             whole = part if whole is None else _together(whole, part)
             done += len(part.predictions)
             progress(done, len(x))
@@ -112,7 +115,7 @@ def simulate(
     predictions = np.concatenate([found for found, _ in ordered])
     samples = {kind: np.concatenate([rows.pop(kind) for _, rows in ordered]) for kind in list(whole.samples)}
     return Simulation(
-        whole.backend,
+        ", then ".join(dict.fromkeys(names[number] for number in sorted(names))),
         predictions,
         whole.fired,
         Totals(whole.populations, samples) if samples else None,
@@ -151,11 +154,12 @@ def _run(
     x: NDArray[Any],
     backend: str,
     file: Path | None,
+    engine: str,
     placements: tuple[machine.Placement | None, ...],
     steps: Callable[[int, int], None] | None,
 ) -> _Part:
     """One batch, in a thread or on a worker."""
-    trace = run(net, x, backend, file, *([steps] if steps is not None else []))
+    trace = run(net, x, backend, file, *([steps] if steps is not None else []), engine=engine)
     totals = Totals({}, {}) if trace.counts is None else trace.counts.totals
     return _Part(
         trace.backend,

@@ -10,6 +10,7 @@ from nets import ZOO, assert_same, random_net, samples, weights, with_thresholds
 
 from s3nn_deploy.backends import emulator, reference
 from s3nn_deploy.counts import KINDS, join
+from s3nn_deploy.engines import blas
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.formats import npz
 from s3nn_deploy.intnet import (
@@ -104,7 +105,7 @@ def test_spikes_and_readouts_are_those_of_the_reference(name):
     net = ZOO[name]
     x = samples(net, 23)
     got = emulator.run(net, x)
-    assert got.backend == "emulator"
+    assert got.backend == "emulator (numpy)"
     assert_same(got, reference.run(net, x))
 
 
@@ -159,7 +160,7 @@ def test_readouts_beyond_float64_keep_every_digit():
 def test_slabs_of_any_size_give_the_same(monkeypatch, slab):
     nets = [*ZOO.values(), random_net(77), random_net(78)]
     whole = [emulator.run(net, samples(net, 7)) for net in nets]
-    monkeypatch.setattr(emulator, "SLAB", slab)
+    monkeypatch.setattr(blas, "SLAB", slab)
     for net, want in zip(nets, whole, strict=True):
         got = emulator.run(net, samples(net, 7))
         assert_same(got, want)

@@ -142,7 +142,7 @@ def test_an_error_of_one_batch_is_the_error_of_all(monkeypatch: pytest.MonkeyPat
     net, x = ZOO["mlp"], samples(ZOO["mlp"], 40)
     run = simulation.run
 
-    def failing(net: IntNet, x: Any, *more: Any) -> Any:
+    def failing(net: IntNet, x: Any, *more: Any, **options: Any) -> Any:
         if len(x) == 8:
             raise DeployError("the last batch", "is short")
         return run(net, x, *more)
@@ -196,7 +196,7 @@ SLOW = """
 import sys, time
 sys.path[:0] = {path!r}
 from s3nn_deploy import simulation
-def slow(*arguments, run=simulation.run):
+def slow(*arguments, run=simulation.run, **options):
     time.sleep(0.02)
     open({folder!r} + "/" + {name!r}, "a").write("x")
     return run(*arguments)

@@ -1,0 +1,199 @@
+"""The event-driven engine: each spike adds its neuron's row of weights, so that time is in proportion to spikes.
+
+Where a target neuron looks, the indices of the spikes are gathered from lists kept for each row of the source, and eight
+rows of weights are added at a time to 16-bit sums, which go over to 32 bits before they can overflow. Compiled by numba
+when first used, and kept in its cache.
+"""
+
+from functools import lru_cache, partial
+from threading import Lock
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from s3nn_deploy.engines import blas
+from s3nn_deploy.engines.counting import Tally
+from s3nn_deploy.engines.layers import Afferent, Layer, Signals, Step
+
+AT_ONCE = 8
+"""Rows of weights added in one pass over the sums."""
+
+ONE_AT_A_TIME = Lock()
+"""Each kernel takes all processors, and not every threading layer of numba stands two callers."""
+
+compiled = partial(numba.njit, cache=True, nogil=True, error_model="numpy")
+
+
+def prepare(layer: Layer) -> Step | None:
+    """The layer's step, or None: input of several bits, weights of more than 8 bits, or sums beyond 32 bits."""
+    if layer.or_pool:
+        return blas.prepare(layer)
+    wide = any(a.maximum > 1 or a.conv.weight.dtype != np.int8 for a in layer.afferents)
+    if wide or layer.bound >= 1 << 30:
+        return None
+    theta = np.zeros(layer.grid[2]) if layer.threshold is None else layer.threshold
+    arguments = [_arguments(afferent) for afferent in sorted(layer.afferents, key=lambda a: -a.conv.groups)]
+    return partial(_run, layer, arguments, theta.astype(np.int32))
+
+
+def add(tally: Tally, signal: NDArray[Any], sums: NDArray[Any]) -> None:
+    """`counting.add`, compiled: a call costs less."""
+    with ONE_AT_A_TIME:
+        _count(
+            signal,
+            tally.row_kinds,
+            tally.column_kinds,
+            len(tally.columns),
+            _integers(tally),
+            sums[tally.at],
+        )
+
+
+@lru_cache(maxsize=1024)
+def _integers(tally: Tally) -> NDArray[np.int64]:
+    return tally.fan_outs.astype(np.int64)
+
+
+def _arguments(afferent: Afferent) -> tuple[Any, ...]:
+    """Weights as rows [kh * kw * C + 1, outputs of a group] in the order ky, kx, C, the last one of zeros, and geometry."""
+    conv = afferent.conv
+    out, per_group, kh, kw = conv.weight.shape
+    group = out // conv.groups
+    by_tap = conv.weight.reshape(conv.groups, group, per_group, kh, kw).transpose(3, 4, 0, 2, 1)
+    rows = np.zeros((kh * kw * afferent.grid[2] + 1, group), dtype=np.int8)
+    rows[:-1] = by_tap.reshape(-1, group)
+    largest = max(1, int(np.abs(conv.weight.astype(np.int64)).max()))
+    safe = min(np.iinfo(np.int16).max // largest, 1 << 14) // AT_ONCE * AT_ONCE
+    geometry = np.array([kh, kw, *conv.stride, *conv.padding, *conv.dilation, per_group, safe])
+    return afferent.source, rows.reshape(-1), geometry
+
+
+def _run(layer: Layer, arguments: list[tuple[Any, ...]], theta: NDArray[np.int32], signals: Signals) -> NDArray[Any]:
+    samples = len(signals[arguments[0][0]])
+    spikes = np.empty((samples, *layer.grid), dtype=np.uint8)
+    whole = layer.threshold is None or len(arguments) > 1
+    u = np.empty((samples, *layer.grid) if whole else (0, 0, 0, 0), dtype=np.int32)
+    blocks = max(1, -(-numba.get_num_threads() // max(samples, 1)))
+    for index, (source, rows, geometry) in enumerate(arguments):
+        fire = layer.threshold is not None and index == len(arguments) - 1
+        with ONE_AT_A_TIME:
+            _all(signals[source], rows, geometry, blocks, index > 0, fire, theta, u, spikes)
+    if layer.threshold is not None:
+        return spikes
+    assert layer.bias is not None
+    return u.astype(np.int64) + layer.bias
+
+
+@compiled(parallel=True)
+def _all(source, rows, geometry, blocks, add, fire, theta, u, spikes):  # type: ignore[no-untyped-def]
+    for task in numba.prange(source.shape[0] * blocks):
+        _block(source, rows, geometry, task // blocks, task % blocks, blocks, add, fire, theta, u, spikes)
+
+
+@compiled(parallel=True)
+def _count(signal, row_kinds, column_kinds, columns, fan_outs, sums):  # type: ignore[no-untyped-def]
+    samples, height, width, channels = signal.shape
+    for n in numba.prange(samples):
+        spikes = np.zeros((len(fan_outs) // channels, channels), dtype=np.int32)
+        for y in range(height):
+            for x in range(width):
+                of_kind, pixel = spikes[row_kinds[y] * columns + column_kinds[x]], signal[n, y, x]
+                for c in range(channels):
+                    of_kind[c] += pixel[c] != 0
+        of_kind = spikes.reshape(-1)
+        for m in range(fan_outs.shape[1]):
+            total = 0
+            for k in range(len(fan_outs)):
+                total += of_kind[k] * fan_outs[k, m]
+            sums[m, n] = total
+
+
+@compiled()
+def _block(source, rows, geometry, n, block, blocks, add, fire, theta, u, spikes):  # type: ignore[no-untyped-def]
+    """One of `blocks` parts of sample `n`: potentials into `u`, on top of what is there if `add`; spikes if `fire`."""
+    kh, kw, sh, sw, ph, pw, dh, dw, per_group, safe = geometry
+    _, height, width, channels = source.shape
+    _, out_height, out_width, outputs = spikes.shape
+    group = outputs // (channels // per_group)
+    nothing = kh * kw * channels
+    top, bottom = out_height * block // blocks, out_height * (block + 1) // blocks
+    first, last = max(0, top * sh - ph), min(height, (bottom - 1) * sh - ph + (kh - 1) * dh + 1)
+    starts, events = _lists(source[n], first, last)
+    active = np.empty(nothing + AT_ONCE, dtype=np.int32)
+    short, sums = np.empty(outputs, dtype=np.int16), np.empty(outputs, dtype=np.int32)
+    for y in range(top, bottom):
+        for x in range(out_width):
+            n_active = 0
+            for ky in range(kh):
+                row = y * sh - ph + ky * dh - first
+                if row < 0 or row >= last - first:
+                    continue
+                for kx in range(1 if dw == 1 else kw):  # without dilation, a row of the kernel is one run of events
+                    left = x * sw - pw + kx * dw
+                    right = min(left + (kw if dw == 1 else 1), width)
+                    shift = ((ky * kw + kx) - left) * channels
+                    if right > max(left, 0):
+                        for event in range(starts[row, max(left, 0)], starts[row, right]):
+                            active[n_active] = events[event] + shift
+                            n_active += 1
+            if add:
+                sums[:] = u[n, y, x]
+            else:
+                sums[:] = 0
+            if group == outputs:
+                _add(rows, active, n_active, nothing, safe, short, sums)
+            else:
+                for index in range(n_active):
+                    row = active[index]
+                    target = row % channels // per_group * group
+                    for output in range(group):
+                        sums[target + output] += rows[row * group + output]
+            if fire:
+                spike = spikes[n, y, x]
+                for output in range(outputs):
+                    spike[output] = sums[output] >= theta[output]
+            else:
+                u[n, y, x] = sums
+
+
+@compiled()
+def _lists(source, first, last):  # type: ignore[no-untyped-def]
+    """The positions x * C + c of the spikes in each row from `first` to `last`, and where in the list each pixel starts."""
+    _, width, channels = source.shape
+    starts = np.empty((max(last - first, 0), width + 1), dtype=np.int32)
+    events = np.empty(max(last - first, 0) * width * channels, dtype=np.int32)
+    found = 0
+    for row in range(first, last):
+        for x in range(width):
+            starts[row - first, x] = found
+            pixel = source[row, x]
+            for channel in range(channels):
+                events[found] = x * channels + channel
+                found += pixel[channel]
+        starts[row - first, width] = found
+    return starts, events
+
+
+@compiled()
+def _add(rows, active, n_active, nothing, safe, short, sums):  # type: ignore[no-untyped-def]
+    """Add the rows of weights listed in `active` to `sums`."""
+    outputs = len(sums)
+    for extra in range(n_active, n_active + AT_ONCE - 1):
+        active[extra] = nothing
+    for start in range(0, n_active, safe):
+        short[:] = 0
+        for index in range(start, min(start + safe, n_active), AT_ONCE):
+            a = rows[active[index] * outputs :][:outputs]
+            b = rows[active[index + 1] * outputs :][:outputs]
+            c = rows[active[index + 2] * outputs :][:outputs]
+            d = rows[active[index + 3] * outputs :][:outputs]
+            e = rows[active[index + 4] * outputs :][:outputs]
+            f = rows[active[index + 5] * outputs :][:outputs]
+            g = rows[active[index + 6] * outputs :][:outputs]
+            h = rows[active[index + 7] * outputs :][:outputs]
+            for o in range(outputs):
+                short[o] += a[o] + b[o] + c[o] + d[o] + e[o] + f[o] + g[o] + h[o]
+        for o in range(outputs):
+            sums[o] += short[o]

@@ -1,0 +1,167 @@
+"""oneDNN's 8-bit integer convolutions, through PyTorch: unsigned signals, signed weights, 32-bit sums.
+
+A neuron fires where `u - threshold + 1 >= 1`, so spikes are `clip(W s + (1 - threshold), 0, 1)`, which the kernel does
+with a bias and a post-operation. The sum passes through float32, exact under 2^24 (`Layer.bound`).
+
+Processors without VNNI add products in pairs that saturate in 16 bits. Spikes cannot saturate them (2 * 128), and input
+of 8 bits is split into two parts of at most 128, whose pairs lie in -2 * 128 * 128 .. 2 * 128 * 127: exact on any
+instruction set, without having to know it.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from s3nn_deploy.engines.layers import Afferent, Layer, Signals, Step
+from s3nn_deploy.errors import DeployError
+from s3nn_deploy.intnet import EXACT_FLOAT32, Conv2d
+
+SPLIT = 127
+"""The largest source value of which a pair of products with 8-bit weights fits 16 bits."""
+
+Convolution = Callable[..., torch.Tensor]
+
+
+def prepare(layer: Layer) -> Step | None:
+    """The layer's step, or None: weights or inputs of more than 8 bits, or sums beyond float32.
+
+    Raises:
+        DeployError: this PyTorch has no oneDNN.
+    """
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qconv_pointwise"):
+        raise DeployError(
+            "engine 'onednn'",
+            f"this PyTorch ({torch.__version__}) has no oneDNN for 8-bit integers",
+            hint="Use --engine numpy or numba.",
+        )
+    if layer.or_pool:
+        return _pool(layer)
+    wide = any(a.maximum > 255 or a.conv.weight.dtype != np.int8 for a in layer.afferents)
+    if wide or layer.bound >= EXACT_FLOAT32:
+        return None
+    if layer.threshold is None:
+        return partial(_readout, layer, _potentials(layer, np.zeros(layer.grid[2])))
+    above = 1 - layer.threshold
+    if len(layer.afferents) == 1:
+        (afferent,) = layer.afferents
+        fire = _convolution(afferent, above, torch.uint8)
+        return lambda signals: _array(fire(_tensor(afferent, signals)))
+    if (joined := _identity(layer.afferents)) is not None:
+        afferent, identity = joined
+        weight = float(identity.conv.weight.flat[0])
+        fire = _convolution(afferent, above, torch.uint8, accumulate=weight)
+        return partial(_fire_with_identity, fire, afferent, identity)
+    return partial(_fire, _potentials(layer, above))
+
+
+def _fire(potentials: Callable[[Signals], torch.Tensor], signals: Signals) -> NDArray[np.uint8]:
+    return _array(torch.gt(potentials(signals), 0).view(torch.uint8))
+
+
+def _fire_with_identity(
+    fire: Convolution, afferent: Afferent, identity: Afferent, signals: Signals
+) -> NDArray[np.uint8]:
+    """`fire` adds the identity's spikes in place of them: below 0 saturates to 0, above 1 is clipped."""
+    spikes = fire(_tensor(afferent, signals), _tensor(identity, signals).clone())
+    return _array(spikes.clamp_(max=1))
+
+
+def _readout(layer: Layer, potentials: Callable[[Signals], torch.Tensor], signals: Signals) -> NDArray[np.int64]:
+    assert layer.bias is not None
+    return _array(potentials(signals)).astype(np.int64) + layer.bias
+
+
+def _identity(afferents: tuple[Afferent, ...]) -> tuple[Afferent, Afferent] | None:
+    """Two afferents, the second of which gives each neuron the spike of its own position times one weight for all."""
+    for afferent, other in (afferents, afferents[::-1]) if len(afferents) == 2 else ():
+        conv = other.conv
+        alone = conv.groups == other.grid[2] == len(conv.weight) and conv.weight.shape[1:] == (1, 1, 1)
+        plain = conv.stride == (1, 1) and conv.padding == (0, 0) and other.maximum == 1
+        if alone and plain and np.all(conv.weight == conv.weight.flat[0]):
+            return afferent, other
+    return None
+
+
+def _potentials(layer: Layer, bias: NDArray[Any]) -> Callable[[Signals], torch.Tensor]:
+    """Membrane potentials plus `bias` in float32, one afferent added after the other."""
+    first, *others = layer.afferents
+    start = _convolution(first, bias, torch.float32)
+    adding = [(a, _convolution(a, np.zeros(len(bias)), torch.float32, accumulate=1.0)) for a in others]
+
+    def potentials(signals: Signals) -> torch.Tensor:
+        u = start(_tensor(first, signals))
+        for afferent, add in adding:
+            u = add(_tensor(afferent, signals), u)
+        return u
+
+    return potentials
+
+
+def _convolution(
+    afferent: Afferent, bias: NDArray[Any], dtype: torch.dtype, *, accumulate: float | None = None
+) -> Convolution:
+    """A function of the source's signals [N, C, H, W] that gives spikes (uint8) or sums (float32).
+
+    Args:
+        accumulate: the function takes a second tensor, multiplies it by this and adds to it in place.
+    """
+    conv = _split(afferent.conv) if afferent.maximum > SPLIT else afferent.conv
+    if conv.weight.shape[2:] == afferent.grid[:2] and conv.padding == (0, 0) and conv.groups == 1:
+        conv = Conv2d(conv.weight.transpose(0, 2, 3, 1).reshape(len(conv.weight), -1, 1, 1))  # one long dot product
+    ones = torch.ones(len(conv.weight))
+    zeros = torch.zeros(len(conv.weight), dtype=torch.int32)
+    shape = [conv.stride, conv.padding, conv.dilation, conv.groups]
+    weight = torch.ops.onednn.qconv_prepack(torch.tensor(conv.weight), ones, 1.0, 0, *shape, None)
+    offset = torch.from_numpy(np.asarray(bias, dtype=np.float32))
+    scale = (1.0, 0, dtype)
+    clip = ("hardtanh", [0.0, 1.0], "") if dtype == torch.uint8 else ("none", [], "")
+    if accumulate is None:
+        kernel = torch.ops.onednn.qconv_pointwise.default
+        return lambda x: kernel(_flat(conv, x), 1.0, 0, weight, ones, zeros, offset, *shape, *scale, *clip)
+    add = torch.ops.onednn.qconv2d_pointwise.binary
+    post: tuple[Any, ...] = (accumulate, 0, "sum", None, "none", [], "")
+    return lambda x, u: add(_flat(conv, x), 1.0, 0, weight, ones, zeros, u, offset, *shape, *scale, *post)
+
+
+def _split(conv: Conv2d) -> Conv2d:
+    """The convolution over a source whose channels `_tensor` has split into two parts."""
+    return replace(conv, weight=np.concatenate([conv.weight, conv.weight], 1))
+
+
+def _tensor(afferent: Afferent, signals: Signals) -> torch.Tensor:
+    """The source's signals as [N, C, H, W] in channels-last order; values above `SPLIT` as two channels that sum to them."""
+    x = signals[afferent.source]
+    if afferent.maximum > SPLIT:
+        n, height, width, channels = x.shape
+        groups, half = afferent.conv.groups, x >> 1
+        parts = np.empty((n, height, width, groups, 2, channels // groups), dtype=np.uint8)
+        parts[..., 0, :], parts[..., 1, :] = (a.reshape(*a.shape[:3], groups, -1) for a in (half, x - half))
+        x = parts.reshape(n, height, width, 2 * channels)
+    return torch.from_numpy(x).permute(0, 3, 1, 2)
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    """[N, C, H, W] as C-ordered [N, H, W, C]; what the kernels give lies so already."""
+    return np.ascontiguousarray(tensor.permute(0, 2, 3, 1).numpy())
+
+
+def _flat(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
+    if conv.weight.shape[2:] == (1, 1) and conv.weight.shape[1] * conv.groups != x.shape[1]:
+        return x.permute(0, 2, 3, 1).reshape(len(x), -1, 1, 1)
+    return x
+
+
+def _pool(layer: Layer) -> Step | None:
+    """Max pooling, where PyTorch takes its padding."""
+    (afferent,) = layer.afferents
+    conv = afferent.conv
+    kernel = conv.weight.shape[2:]
+    if len(conv.weight) != conv.groups or any(2 * p > k for p, k in zip(conv.padding, kernel, strict=True)):
+        return None
+    arguments = [kernel, conv.stride, conv.padding, conv.dilation, False]
+    return lambda signals: _array(torch.ops.quantized.max_pool2d(_tensor(afferent, signals), *arguments))

@@ -1,0 +1,209 @@
+"""Every engine of the emulator gives the reference's spikes and readouts and the same counts, on any instruction set."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import ZOO, assert_same, random_net, samples, weights, with_thresholds
+
+import s3nn_deploy as s3
+from s3nn_deploy.backends import emulator, reference
+from s3nn_deploy.errors import DeployError
+from s3nn_deploy.formats import export
+from s3nn_deploy.intnet import INPUT, Conv2d, Dense, Input, IntNet, Population, Projection, check, rewrite
+
+FAST = [
+    pytest.param("numba", marks=pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")),
+    "onednn",
+]
+
+
+def assert_exact(net: IntNet, x: np.ndarray, engine: str) -> str:
+    """Trace and counts are those of the reference and of the NumPy engine; gives the name of what ran."""
+    got = emulator.run(net, x, engine=engine)
+    assert_same(got, reference.run(net, x))
+    assert got.counts == emulator.run(net, x, engine="numpy").counts
+    return got.backend
+
+
+def extremes(net: IntNet, seed: int = 0) -> np.ndarray:
+    """Nothing, everything at the maximum, everything at 0 or the maximum, and anything."""
+    rng = np.random.default_rng(seed)
+    low_or_high = rng.integers(0, 2, (4, *net.input.shape)) * net.input.maximum
+    anything = rng.integers(0, net.input.maximum + 1, (3, *net.input.shape))
+    ends = np.stack([np.zeros(net.input.shape, dtype=int), np.full(net.input.shape, net.input.maximum)])
+    return np.concatenate([ends, low_or_high, anything])
+
+
+def saturating(bits: int = 8) -> list[IntNet]:
+    """Networks all of whose products have one sign and the largest magnitude, dense and convolutional, first and later."""
+    made = []
+    for weight in (127, -128):
+        wide = Population(
+            "wide",
+            (8,),
+            (Projection(INPUT, Dense(np.full((8, 96), weight))),),
+            threshold=weight * 255 * np.arange(8) * 11,
+        )
+        last = Population("readout", (3,), (Projection("wide", Dense(np.full((3, 8), weight))),), bias=[1, 2, 3])
+        made.append(check(IntNet(Input((96,), bits), (wide, last))))
+        convs = [Conv2d(np.full((16, c, 3, 3), weight), padding=(1, 1)) for c in (4, 16)]
+        theta = weight * 200 * np.linspace(1, 36, 16).astype(int)
+        populations = (
+            Population("a", (16, 6, 6), (Projection(INPUT, convs[0]),), threshold=theta),
+            Population("b", (16, 6, 6), (Projection("a", convs[1]),), threshold=weight * np.arange(-8, 8) * 8),
+            Population("readout", (2,), (Projection("b", Dense(np.full((2, 576), weight))),), bias=[0, 0]),
+        )
+        made.append(check(IntNet(Input((4, 6, 6), bits), populations)))
+    return made
+
+
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("name", ZOO)
+def test_every_engine_gives_the_same_traces_and_counts(name, engine):
+    net = ZOO[name]
+    assert assert_exact(net, samples(net, 23), engine).startswith(f"emulator ({engine}")
+
+
+@pytest.mark.parametrize("engine", FAST)
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(1, 1 << 30))
+def test_random_networks_are_exact_for_extreme_inputs(engine, seed):
+    net = random_net(seed, max_side=8)
+    assert_exact(net, extremes(net, seed), engine)
+
+
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("bits", [1, 7, 8])
+def test_the_largest_products_of_either_sign_are_exact(engine, bits):
+    for net in saturating(bits):
+        assert_exact(net, extremes(net), engine)
+
+
+@pytest.mark.parametrize("engine", FAST)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(1, 1 << 30), bits=st.sampled_from([9, 12, 20, 28, 44]))
+def test_layers_beyond_an_engine_are_run_by_numpy_and_the_trace_says_so(engine, seed, bits):
+    rng = np.random.default_rng(seed)
+    wide = rewrite(
+        random_net(seed, max_side=6),
+        lambda s: s if np.all(s.weight == 1) else replace(s, weight=weights(rng, s.weight.shape, bits)),
+    )
+    net = with_thresholds(wide, seed)
+    name = assert_exact(net, extremes(net, seed), engine)
+    narrow = all(j.synapses.weight.dtype == np.int8 for p in net.populations for j in p.projections)
+    assert narrow or ", numpy for " in name
+
+
+@pytest.mark.parametrize("engine", FAST)
+def test_input_of_more_than_8_bits_is_left_to_numpy(engine):
+    net = random_net(4, convolutional=True)
+    net = with_thresholds(replace(net, input=replace(net.input, bits=12)), 4)
+    assert ", numpy for " in assert_exact(net, extremes(net), engine)
+
+
+@pytest.mark.parametrize("engine", FAST)
+def test_sums_of_more_than_16_bits_are_carried_over(engine):
+    rng = np.random.default_rng(0)
+    w = rng.choice([-128, 127], (5, 3000))
+    w[0], w[1] = 127, -128
+    layer = Population("layer", (5,), (Projection(INPUT, Dense(w)),), threshold=[127 * 2999, -128 * 2999, 0, 1, -1])
+    last = Population("readout", (5,), (Projection("layer", Dense(np.eye(5, dtype=int))),), bias=[0] * 5)
+    net = check(IntNet(Input((3000,), 1), (layer, last)))
+    assert_exact(net, extremes(net), engine)
+
+
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_no_samples_and_few_samples(engine, n):
+    net = ZOO["residual"]
+    assert_exact(net, samples(net, n) if n else np.zeros((0, *net.input.shape), dtype=np.uint8), engine)
+
+
+@pytest.mark.parametrize("engine", ["numpy", *FAST])
+def test_signals_counted_beside_the_computation_are_counted_the_same(engine, monkeypatch):
+    net = ZOO["residual"]
+    want = emulator.run(net, samples(net, 9)).counts
+    monkeypatch.setattr(emulator, "BESIDE", 0)
+    assert emulator.run(net, samples(net, 9), engine=engine).counts == want
+
+
+CAPPED = """
+import sys
+sys.path[:0] = {path!r}
+from nets import ZOO, random_net, samples
+from test_engines import assert_exact, extremes, saturating
+from s3nn_deploy.engines import onednn
+{before}
+names = [assert_exact(net, extremes(net), "onednn") for net in [*saturating(), *saturating(7), *saturating(1)]]
+for net in [*ZOO.values(), *(random_net(seed, max_side=8) for seed in range(500, 520))]:
+    assert_exact(net, extremes(net), "onednn")
+print(*names, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE", "AVX512_CORE_VNNI"])
+def test_the_integers_do_not_depend_on_the_instruction_set(isa):
+    names = capped(isa, "import torch; torch.backends.mkldnn.set_flags(False)" if isa == "AVX2" else "")
+    assert names == ["emulator (onednn)"] * 12
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_a_kernel_that_saturates_is_found_when_it_is_prepared_and_not_used(isa):
+    names = capped(isa, "onednn.SPLIT = 255")
+    assert (
+        names
+        == ["emulator (onednn, numpy for 1 of 2 layers)", "emulator (onednn, numpy for 1 of 3 layers)"] * 2
+        + ["emulator (onednn)"] * 8
+    )
+
+
+def capped(isa: str, before: str) -> list[str]:
+    """What ran on the saturating networks, in a process whose oneDNN may not use more than `isa`."""
+    code = CAPPED.format(path=[str(Path(__file__).parent), *sys.path], before=before)
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+def test_a_short_command_starts_no_engine(tmp_path):
+    path = export(ZOO["lenet"], tmp_path / "net.npz", "emulator")
+    np.save(tmp_path / "x.npy", samples(ZOO["lenet"], 64))
+    arguments = ["simulate", str(path), "--input", str(tmp_path / "x.npy")]
+    code = f"import sys\nfrom s3nn_deploy.cli import main\nmain({arguments!r}, standalone_mode=False)\n"
+    code += "assert not {'torch', 'numba'} & set(sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "emulator (numpy)" in run.stdout
+
+
+@pytest.mark.parametrize("engine", FAST)
+def test_work_that_would_have_paid_for_a_start_moves_to_a_faster_engine(engine, monkeypatch):
+    net = replace(ZOO["lenet"], classes=tuple("abcdefghij"))
+    emulator._prepare.cache_clear()
+    import_module(emulator.ENGINES[engine][1])  # what is loaded starts in a tenth of the time
+    monkeypatch.setattr(emulator, "START", {name: 10.0 if name == engine else float("inf") for name in emulator.START})
+    monkeypatch.setattr(emulator, "LAYER_SECONDS", 0.07)
+    names = [s3.run(net, samples(net, 2)).backend for _ in range(4)]
+    assert names[0] == "emulator (numpy)"
+    assert names[-1].startswith(f"emulator ({engine}")
+    emulator._prepare.cache_clear()
+
+
+def test_an_unknown_engine_is_refused_with_the_name_that_was_meant():
+    with pytest.raises(DeployError, match="Did you mean 'onednn'"):
+        s3.run(ZOO["mlp"], samples(ZOO["mlp"]), engine="onedn")
+
+
+def test_other_backends_have_no_engines():
+    with pytest.raises(DeployError, match="is for the backend 'emulator'"):
+        s3.run(ZOO["mlp"], samples(ZOO["mlp"]), "reference", engine="numpy")
