@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s3nn_deploy import golden, lava_env
+from s3nn_deploy import environments, golden, lava_env
 from s3nn_deploy.backends import lava, reference
 from s3nn_deploy.backends import netx as netx_backend
 from s3nn_deploy.errors import DeployError
@@ -84,6 +84,16 @@ def test_setup_says_its_size_installs_once_and_is_found(elsewhere):
     assert installations(elsewhere) == 2  # what Lava needs, and Lava
     assert list(lava_env.folder().glob("lib/python3*/site-packages"))
     assert not list(lava_env.folder().glob("lib/python3*/site-packages/tests"))
+
+
+def test_setup_removes_nothing_outside_the_environment(elsewhere, tmp_path):
+    (precious := tmp_path / "precious").mkdir()
+    wrong = replace(lava_env.ENVIRONMENT, bulk=("tests", str(precious), "../../../../../../precious", "."))
+    environments.setup(wrong, str(elsewhere), lambda _: None)
+    assert precious.is_dir()
+    (packages,) = environments.folder(wrong).glob("lib/python3*/site-packages")
+    assert packages.is_dir()
+    assert not (packages / "tests").exists()
 
 
 def test_a_setup_that_failed_is_not_found_and_the_next_one_mends_it(elsewhere):
