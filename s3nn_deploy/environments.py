@@ -114,8 +114,9 @@ def setup(environment: Environment, python: str | None = None, progress: Callabl
             pip = [inside, "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *options]
             _call([*pip, *requirements], place, name, progress)
         for packages in place.glob("lib/python3*/site-packages"):
-            for bulk in environment.bulk:
-                shutil.rmtree(packages / bulk, ignore_errors=True)
+            for bulk in (packages / name for name in environment.bulk):
+                if packages.resolve() in bulk.resolve().parents:  # never outside, whatever the names are
+                    shutil.rmtree(bulk, ignore_errors=True)
         versions = _call([inside, "-I", *environment.check], place, name, progress).strip().splitlines()[-1]
         _marker(place).write_text(versions + "\n", encoding="utf-8")
         progress(f"{name} is ready: {inside}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s3nn_deploy import golden, lava_env
+from s3nn_deploy import environments, golden, lava_env
 from s3nn_deploy.backends import lava, reference
 from s3nn_deploy.backends import netx as netx_backend
 from s3nn_deploy.errors import DeployError
@@ -51,7 +51,10 @@ def elsewhere(tmp_path, monkeypatch):
         case "$*" in
             *version_info*) echo "[3, $(cat {tmp_path}/minor)]" ;;
             *"-m venv"*) for place; do :; done; mkdir -p "$place/bin"; cp "$0" "$place/bin/python" ;;
-            *"pip install"*) echo . >> {tmp_path}/count; sleep 0.2; echo what pip says; test ! -e {tmp_path}/offline ;;
+            *"pip install"*)
+                case "$*" in *"--ignore-requires-python lava-nc"*) ;; *lava-nc*) exit 1 ;; esac  # as pip does on 3.11
+                mkdir -p "$(dirname "$0")/../lib/python3.11/site-packages/tests"
+                echo . >> {tmp_path}/count; sleep 0.2; echo what pip says; test ! -e {tmp_path}/offline ;;
             *--check*) echo '{{"python": "3.11"}}' ;;
         esac
         """),
@@ -79,6 +82,18 @@ def test_setup_says_its_size_installs_once_and_is_found(elsewhere):
     assert "135 MB to download" in said[0]
     assert lava_env.setup(str(elsewhere), said.append) == lava_env.find() == python
     assert installations(elsewhere) == 2  # what Lava needs, and Lava
+    assert list(lava_env.folder().glob("lib/python3*/site-packages"))
+    assert not list(lava_env.folder().glob("lib/python3*/site-packages/tests"))
+
+
+def test_setup_removes_nothing_outside_the_environment(elsewhere, tmp_path):
+    (precious := tmp_path / "precious").mkdir()
+    wrong = replace(lava_env.ENVIRONMENT, bulk=("tests", str(precious), "../../../../../../precious", "."))
+    environments.setup(wrong, str(elsewhere), lambda _: None)
+    assert precious.is_dir()
+    (packages,) = environments.folder(wrong).glob("lib/python3*/site-packages")
+    assert packages.is_dir()
+    assert not (packages / "tests").exists()
 
 
 def test_a_setup_that_failed_is_not_found_and_the_next_one_mends_it(elsewhere):

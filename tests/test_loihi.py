@@ -451,6 +451,17 @@ def test_a_delivery_has_all_files_and_its_golden_samples_are_the_reference(which
     assert set(delivery.plain(made)) >= {"passes", "cores", "cost", "notes", "encoding", "latency"}
 
 
+def test_the_note_loads_no_netx_file_whose_biases_exceed_13_bits(tmp_path):
+    wide = Conv2d(np.full((1, 1, 1, 40), 127))  # sums 0..5,080, doubled with the thresholds
+    net = chain(Input((1, 1, 41), 1), Conv2d(np.concatenate([wide.weight, -wide.weight])), Dense(np.ones((2, 4))))
+    for high, loads in ((2000, "netx.hdf5.Network"), (5000, "lava_builder.load")):
+        net = check(replace(net, populations=(replace(net["p0"], threshold=[high, -high]), net.readout)))
+        made = delivery.deliver(net, load("loihi2"), tmp_path / "own.net", samples(net, 3))
+        assert made.path.name == "own.net"
+        assert loads in (tmp_path / "own.loihi2.md").read_text()
+        assert any("p0's biases exceed 13 bits" in note for note in made.notes) == (high == 5000)
+
+
 def test_the_limits_of_both_generations_are_stated_with_their_disagreements():
     first, second = load("loihi"), load("loihi2")
     for target in (first, second):

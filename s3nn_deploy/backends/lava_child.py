@@ -200,7 +200,6 @@ Probe = tuple[Any, int, tuple[int, ...], Any]  # port or variable, how many step
 def run_netx(job: dict[str, Any], x: np.ndarray) -> dict[str, np.ndarray]:
     """A .net file's spikes of every layer but the last, and the last one's potential."""
     network = import_netx().hdf5.Network(net_config=job["file"], input_message_bits=job["message_bits"])
-    network.net_config.f.close()
     inp, last = network.in_layer.inp, network.layers[-1].neuron
     feed = (x if len(inp.shape) == 3 else x.reshape(len(x), -1), 0, lambda s_out: s_out.connect(inp))
     probes: list[Probe] = [
