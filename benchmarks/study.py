@@ -377,13 +377,12 @@ def tables(found: dict[Arm, list[dict[str, Any]]], groups: list[str], setting: S
     for group, heading in (("bits", "weights"), ("energy", "network")):
         if group not in groups:
             continue
-        made += [f"| {heading} | accuracy | firing | synaptic operations | nJ |", "|---|---|---|---|---|"]
+        made += [f"| {heading} | accuracy | firing | operations | nJ |", "|---|---|---|---|---|"]
         for arm in GROUPS[group]:
             rows = found[arm]
-            name = f"{arm.bits} bits" if group == "bits" else label(arm)
-            made.append(
-                f"| {name} | {spread(rows)} | {firing(rows)} | {mean(rows, 'synops'):,.0f} | {mean(rows, 'nj'):,.0f} |"
-            )
+            name = f"{arm.bits} bit{'s' * (arm.bits > 1)}" if group == "bits" else label(arm)
+            operations = mean(rows, "synops") + mean(rows, "macs")
+            made.append(f"| {name} | {spread(rows)} | {firing(rows)} | {operations:,.0f} | {mean(rows, 'nj'):,.0f} |")
         made.append("")
     return "\n".join(made)
 
