@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.s3nn-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-peers test-neurons test-crosscheck check constraints clean
+.PHONY: help setup demo test test-fast test-peers test-neurons test-crosscheck bench check constraints clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -42,6 +42,15 @@ test-crosscheck: setup  ## set up SANA-FE and NeuroBench apart and count again w
 	.crosscheck/bin/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
 	.crosscheck/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary -e '.[crosscheck]'
 	S3NN_CROSSCHECK_REQUIRED=1 .crosscheck/bin/python -m pytest -m crosscheck
+
+bench: setup  ## set up other tools apart in .bench and time every engine beside them (docs/speed.md)
+	@test -x .bench/bin/python || $(PYTHON) -m venv .bench
+	.bench/bin/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	.bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[fast,neurons]' -c constraints.txt
+	.bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sinabs==3.1.3 pbr
+	.bench/bin/python -m benchmarks.speed
+	.bench/bin/python -m benchmarks.speed --curve
+	.bench/bin/python -m benchmarks.speed --start
 
 check: setup  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@
     python -m benchmarks.speed --curve               # cost against the share of neurons that fire
     python -m benchmarks.speed --clock cpu --threads 1   # on a machine that others use, too
 
-Everything timed is compared with `==` first. Tools that are not installed are left out (extra `neurons`, ONNX Runtime, sinabs).
+Everything timed is compared with `==` first. Tools that are not installed are left out; `make bench` installs them apart.
 A round runs each of them once. A sample of wall-clock time during which other processes used more than 6 % of a processor
 is dropped; the medians of the others are printed. With --clock cpu, processor time is taken instead, which others disturb
 less. Writes the tables and the curve of docs/speed.md, between its markers.
@@ -43,6 +43,8 @@ QUIET = 0.06
 """Of a processor: what others may use during a sample."""
 SECONDS = 0.25
 """Least length of a sample; the kernel counts processor time in hundredths of a second."""
+PAUSE = 0.2
+"""Seconds between samples: the threads of the tool before, BLAS's above all, wait busily for a while."""
 BASE = "PyTorch float32"
 FIRING = (0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 0.5)
 ENGINES = {"NumPy engine": "numpy", "numba engine": "numba", "oneDNN engine": "onednn"}
@@ -174,7 +176,7 @@ def engine(net: IntNet, name: str, counted: bool) -> Runner:
     return lambda x: emulator.forward(net, x, name, counted=counted).readout
 
 
-def runners(name: str, net: IntNet, batch: int, threads: int) -> Iterator[tuple[str, Runner]]:
+def runners(net: IntNet, threads: int) -> Iterator[tuple[str, Runner]]:
     """What can run here: our engines with and without counting, PyTorch twice, ONNX Runtime, peers."""
     for label, kind in ENGINES.items():
         yield label, engine(net, kind, True)
@@ -185,10 +187,6 @@ def runners(name: str, net: IntNet, batch: int, threads: int) -> Iterator[tuple[
     for label, (_, make) in PEERS.items():
         with suppress(ImportError):
             yield label, folded(net, make())
-    if name == "mlp" and batch == 1:
-        from s3nn_deploy.backends import lava
-
-        yield "Lava", lambda x: lava.run(net, x).readout
 
 
 def checked(made: Iterator[tuple[str, Runner]], net: IntNet, x: np.ndarray) -> dict[str, Runner]:
@@ -234,6 +232,7 @@ def sample(run: Runner, x: np.ndarray, repeat: int, clock: str) -> tuple[float, 
 
 def measure(made: dict[str, Runner], x: np.ndarray, rounds: int, clock: str) -> dict[str, tuple[float, float, int]]:
     """For each runner the median of its seconds, its interquartile range over it, and how many samples were quiet."""
+    order = np.random.default_rng(0)
     repeat, taken = {}, {label: [] for label in made}
     for label, run in made.items():
         run(x)
@@ -241,8 +240,10 @@ def measure(made: dict[str, Runner], x: np.ndarray, rounds: int, clock: str) -> 
         run(x)
         repeat[label] = max(1, int(SECONDS / (time.perf_counter() - start)))
     for number in range(rounds):
-        for label, run in made.items():
-            taken[label].append(sample(run, x, repeat[label], clock))
+        for label in order.permutation(list(made)):
+            time.sleep(PAUSE)
+            made[label](x)
+            taken[label].append(sample(made[label], x, repeat[label], clock))
         if sys.stderr.isatty():
             print(f"\r  round {number + 1} of {rounds}", end="", file=sys.stderr)
     found = {}
@@ -252,6 +253,24 @@ def measure(made: dict[str, Runner], x: np.ndarray, rounds: int, clock: str) -> 
         low, high = kept[len(kept) // 4], kept[-1 - len(kept) // 4]
         found[label] = statistics.median(kept), (high - low) / statistics.median(kept), len(quiet)
     return found
+
+
+def lava_sentence(net: IntNet, few: int = 8, many: int = 1032) -> str:
+    """What Lava's fixed-point simulation takes for an image more, in wall-clock time; it runs in processes of its own."""
+    from s3nn_deploy.backends import lava
+
+    x, seconds = speed_nets.inputs(net.input, many), {}
+    try:
+        for samples in (few, many, few, many):
+            start = time.perf_counter()
+            got = lava.run(net, x[:samples]).readout
+            seconds[samples] = min(time.perf_counter() - start, seconds.get(samples, np.inf))
+            if not np.array_equal(got, emulator.forward(net, x[:samples], "numpy").readout):
+                return " Lava's integers differ."
+    except DeployError as error:
+        return f" Lava did not run: {error}"
+    rate = (many - few) / (seconds[many] - seconds[few])
+    return f" Lava simulates {rate:,.0f} images/s (wall-clock), after a start of {seconds[few]:.0f} s."
 
 
 def set_threads(threads: int) -> None:
@@ -283,19 +302,38 @@ def machine() -> str:
 
 def memory(path: Path, batch: int) -> dict[str, str]:
     """Peak resident MiB of a process that does nothing but run `batch` samples, for each engine and PyTorch."""
-    found = {}
-    for label in (*ENGINES, BASE):
-        command = [sys.executable, "-m", "benchmarks.speed", "--peak", label, str(path), str(batch)]
-        run = subprocess.run(command, capture_output=True, text=True)
-        found[label] = f"{int(run.stdout) / 1024:.0f}" if run.returncode == 0 else "-"
-    return found
+    return {label: alone(label, path, batch)[0] for label in (*ENGINES, BASE)}
+
+
+def alone(label: str, path: Path, batch: int, **environment: str) -> tuple[str, str]:
+    """Peak resident MiB and processor seconds of a process that does nothing but run `batch` samples."""
+    command = [sys.executable, "-m", "benchmarks.speed", "--peak", label, str(path), str(batch)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return (f"{int(run.stdout) / 1024:.0f}", f"{seconds:.1f}") if run.returncode == 0 else ("-", "-")
+
+
+def start() -> str:
+    """What a short command pays for each engine."""
+    lines = ["| | processor seconds | MiB |", "|---|---:|---:|"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = npz.write(speed_nets.build("lenet"), Path(folder) / "net.npz")
+        for label in (*ENGINES, BASE):
+            used, seconds = min((alone(label, path, 1) for _ in range(3)), key=lambda row: float(row[1]))
+            lines.append(f"| {label} | {seconds} | {used} |")
+        used, seconds = alone("numba engine", path, 1, NUMBA_CACHE_DIR=folder)
+        lines.append(f"| numba engine, compiling for the first time | {seconds} | {used} |")
+    return "\n".join([*lines, "", "A fresh process, one image of `lenet`, imports included."])
 
 
 def peak(label: str, path: Path, batch: int) -> int:
     net = npz.read(path)
     run = folded(net) if label == BASE else engine(net, ENGINES[label], True)
     run(speed_nets.inputs(net.input, batch))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+)", status)[1])
 
 
 def table(name: str, batches: list[int], rounds: int, clock: str, threads: int) -> str:
@@ -306,7 +344,7 @@ def table(name: str, batches: list[int], rounds: int, clock: str, threads: int) 
     for batch in batches:
         print(f"{name}, batch {batch}", file=sys.stderr)
         x = speed_nets.inputs(net.input, batch)
-        made = measure(checked(runners(name, net, batch, threads), net, x), x, rounds, clock)
+        made = measure(checked(runners(net, threads), net, x), x, rounds, clock)
         base = made[BASE][0]
         for label, (seconds, range_, calm) in made.items():
             cells.setdefault(label, {})[batch] = f"{batch / seconds:,.0f} | {base / seconds:.2f}"
@@ -333,6 +371,7 @@ def table(name: str, batches: list[int], rounds: int, clock: str, threads: int) 
         + (f"of each tool's samples at least {min(quiet)} were quiet; " if clock == "wall" else "")
         + f"interquartile range {statistics.median(spread):.0%} of the median ({max(spread):.0%} at most). "
         f"Counting adds: {', '.join(counting)}. MiB: peak of a process of its own, batch {batches[-1]}."
+        + (lava_sentence(net) if name == "mlp" else "")
     )
     return "\n".join([f"### {name}: {speed_nets.NETS[name][0].__doc__}", "", *lines, "", note])
 
@@ -412,6 +451,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--curve", action="store_true", help="cost against firing instead of the tables")
+    parser.add_argument("--start", action="store_true", help="what starting costs instead of the tables")
     parser.add_argument("--dry", action="store_true", help="print, and leave docs/speed.md as it is")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -420,11 +460,9 @@ def main() -> None:
         return
     set_threads(given.threads)
     how = (given.rounds, given.clock, given.threads)
-    made = (
-        {"curve": partial(curve, *how)}
-        if given.curve
-        else {n: partial(table, n, given.batches, *how) for n in given.nets}
-    )
+    made: dict[str, Callable[[], str]] = {n: partial(table, n, given.batches, *how) for n in given.nets}
+    if given.curve or given.start:
+        made = {"curve": partial(curve, *how)} if given.curve else {"start": start}
     for section, compute in {"machine": machine, **made}.items():
         text = compute()
         print(text, flush=True)

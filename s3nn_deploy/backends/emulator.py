@@ -6,7 +6,7 @@ cannot express, or that fails its check when it is prepared, is run by the NumPy
 
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
@@ -33,17 +33,13 @@ ENGINES = {
 `fast`); onednn: oneDNN's 8-bit integer kernels, through PyTorch."""
 
 FEW = 8
-"""Samples at a time up to which events beat the dense kernels (`benchmarks/speed.py` measures it)."""
+"""Samples at a time up to which events beat the dense kernels (docs/speed.md)."""
 
 START = {"numba": 10.0, "onednn": 1.5}
-"""Seconds that an engine takes to start in a fresh process: numba compiles, PyTorch loads (`benchmarks/speed.py` measures it)."""
+"""Seconds that an engine takes to start in a fresh process: numba compiles, PyTorch loads (docs/speed.md)."""
 
 LAYER_SECONDS, MACS_PER_SECOND = 40e-6, 60e9
-"""What the NumPy engine takes: for a layer of one call, and for multiply-accumulates; on two cores (`benchmarks/speed.py` measures it)."""
-
-
-BESIDE = 4 << 20
-"""Bytes of spikes from which they are counted in a thread of their own, while the next layer is computed."""
+"""What the NumPy engine takes: for a layer of one call, and for multiply-accumulates; on two cores (docs/speed.md)."""
 
 
 def run(net: IntNet, x: Any, file: Path | None = None, engine: str = "auto") -> Trace:
@@ -65,7 +61,9 @@ def run(net: IntNet, x: Any, file: Path | None = None, engine: str = "auto") -> 
 
 
 def forward(net: IntNet, x: NDArray[np.unsignedinteger[Any]], engine: str, *, counted: bool = True) -> Trace:
-    """Run `net` on `x`, as `trace.checked_input` gives it, by one engine; each signal is counted as soon as it is there.
+    """Run `net` on `x`, as `trace.checked_input` gives it, by one engine.
+
+    What is counted is counted at the end: in pauses between layers, the engines' threads would fall asleep.
 
     Raises:
         DeployError: the engine is unknown or cannot run here.
@@ -74,20 +72,27 @@ def forward(net: IntNet, x: NDArray[np.unsignedinteger[Any]], engine: str, *, co
     steps, name, add = _steps(net, engine if len(x) else "numpy")  # no kernel takes a batch of none
     counter, sums = prepared.counter, counting.sums(prepared.counter, len(x))
     signals: dict[str, NDArray[Any]] = {INPUT: channels_last(x)}
-    with ThreadPoolExecutor(1) as beside:
-        counts = []
-        for tally, layer, step in zip(counter.tallies.values(), prepared.layers, steps, strict=True):
-            signal = signals[tally.source]
-            if counted and signal.nbytes > BESIDE:
-                counts.append(beside.submit(add, tally, signal, sums))
-            elif counted:
-                add(tally, signal, sums)
+    with _alone(name):
+        for layer, step in zip(prepared.layers, steps, strict=True):
             signals[layer.name] = step(signals)
-        for done in counts:
-            done.result()
+        for tally in counter.tallies.values() if counted else ():
+            add(tally, signals[tally.source], sums)
+        counts = counting.count(counter, sums) if counted else None
     spikes = {p.name: channels_first(signals[p.name], p.shape).view(np.bool_) for p in net.spiking}
     readout = channels_first(signals[net.readout.name], net.readout.shape).reshape(len(x), net.readout.size)
-    return Trace(spikes, readout, net.scale, name, counting.count(counter, sums) if counted else None)
+    return Trace(spikes, readout, net.scale, name, counts)
+
+
+def _alone(name: str) -> AbstractContextManager[object]:
+    """One thread for BLAS while another engine runs: BLAS keeps a thread waiting busily, on a processor that it needs."""
+    return nullcontext() if name == "emulator (numpy)" else _blas().limit(limits=1, user_api="blas")
+
+
+@lru_cache(maxsize=1)
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 @dataclass(frozen=True, eq=False)

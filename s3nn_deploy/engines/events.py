@@ -13,9 +13,12 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from s3nn_deploy.engines import blas
+from s3nn_deploy.engines import blas, counting
 from s3nn_deploy.engines.counting import Tally
 from s3nn_deploy.engines.layers import Afferent, Layer, Signals, Step
+
+FEW = 4
+"""Samples below which spikes are counted by a compiled loop."""
 
 AT_ONCE = 8
 """Rows of weights added in one pass over the sums."""
@@ -39,16 +42,12 @@ def prepare(layer: Layer) -> Step | None:
 
 
 def add(tally: Tally, signal: NDArray[Any], sums: NDArray[Any]) -> None:
-    """`counting.add`, compiled: a call costs less."""
-    with ONE_AT_A_TIME:
-        _count(
-            signal,
-            tally.row_kinds,
-            tally.column_kinds,
-            len(tally.columns),
-            _integers(tally),
-            sums[tally.at],
-        )
+    """`counting.add`; compiled for few samples, where a call of NumPy costs more than what it does."""
+    if len(signal) >= FEW:
+        return counting.add(tally, signal, sums)
+    _count(
+        signal, tally.row_kinds, tally.column_kinds, len(tally.columns), _integers(tally), sums[tally.at], tally.graded
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -80,10 +79,7 @@ def _run(layer: Layer, arguments: list[tuple[Any, ...]], theta: NDArray[np.int32
         fire = layer.threshold is not None and index == len(arguments) - 1
         with ONE_AT_A_TIME:
             _all(signals[source], rows, geometry, blocks, index > 0, fire, theta, u, spikes)
-    if layer.threshold is not None:
-        return spikes
-    assert layer.bias is not None
-    return u.astype(np.int64) + layer.bias
+    return spikes if layer.bias is None else u.astype(np.int64) + layer.bias
 
 
 @compiled(parallel=True)
@@ -92,16 +88,20 @@ def _all(source, rows, geometry, blocks, add, fire, theta, u, spikes):  # type: 
         _block(source, rows, geometry, task // blocks, task % blocks, blocks, add, fire, theta, u, spikes)
 
 
-@compiled(parallel=True)
-def _count(signal, row_kinds, column_kinds, columns, fan_outs, sums):  # type: ignore[no-untyped-def]
+@compiled()
+def _count(signal, row_kinds, column_kinds, columns, fan_outs, sums, graded):  # type: ignore[no-untyped-def]
     samples, height, width, channels = signal.shape
-    for n in numba.prange(samples):
+    for n in range(samples):
         spikes = np.zeros((len(fan_outs) // channels, channels), dtype=np.int32)
         for y in range(height):
             for x in range(width):
                 of_kind, pixel = spikes[row_kinds[y] * columns + column_kinds[x]], signal[n, y, x]
-                for c in range(channels):
-                    of_kind[c] += pixel[c] != 0
+                if graded:
+                    for c in range(channels):
+                        of_kind[c] += pixel[c] != 0
+                else:
+                    for c in range(channels):
+                        of_kind[c] += np.int32(pixel[c])
         of_kind = spikes.reshape(-1)
         for m in range(fan_outs.shape[1]):
             total = 0

@@ -28,7 +28,8 @@ Convolution = Callable[..., torch.Tensor]
 
 
 def prepare(layer: Layer) -> Step | None:
-    """The layer's step, or None: weights or inputs of more than 8 bits, or sums beyond float32.
+    """The layer's step, or None: weights or inputs of more than 8 bits, sums beyond float32, or a shape that the kernels
+    get wrong.
 
     Raises:
         DeployError: this PyTorch has no oneDNN.
@@ -41,8 +42,7 @@ def prepare(layer: Layer) -> Step | None:
         )
     if layer.or_pool:
         return _pool(layer)
-    wide = any(a.maximum > 255 or a.conv.weight.dtype != np.int8 for a in layer.afferents)
-    if wide or layer.bound >= EXACT_FLOAT32:
+    if layer.bound >= EXACT_FLOAT32 or not all(map(_expressible, layer.afferents)):
         return None
     if layer.threshold is None:
         return partial(_readout, layer, _potentials(layer, np.zeros(layer.grid[2])))
@@ -57,6 +57,24 @@ def prepare(layer: Layer) -> Step | None:
         fire = _convolution(afferent, above, torch.uint8, accumulate=weight)
         return partial(_fire_with_identity, fire, afferent, identity)
     return partial(_fire, _potentials(layer, above))
+
+
+def _expressible(afferent: Afferent) -> bool:
+    """Whether the kernels take the afferent, and are right for any batch.
+
+    PyTorch 2.13's (oneDNN 3.12) read beyond their input where a window lies in the padding alone, and some give wrong
+    sums, for some batches, where a group has one channel and is not a depthwise convolution.
+    """
+    conv = afferent.conv
+    sizes = zip(conv.padding, conv.dilation, conv.weight.shape[2:], strict=True)
+    inside = all(padding <= dilation * (kernel - 1) for padding, dilation, kernel in sizes)
+    several = conv.weight.shape[1] > 1 or conv.groups == 1 or conv.groups == len(conv.weight)
+    return afferent.maximum <= 255 and conv.weight.dtype == np.int8 and inside and several
+
+
+def _parts(afferent: Afferent) -> bool:
+    """Whether the source's channels are split into two parts: values above `SPLIT`, or a channel alone."""
+    return afferent.maximum > SPLIT or afferent.grid[2] == 1
 
 
 def _fire(potentials: Callable[[Signals], torch.Tensor], signals: Signals) -> NDArray[np.uint8]:
@@ -110,9 +128,10 @@ def _convolution(
     Args:
         accumulate: the function takes a second tensor, multiplies it by this and adds to it in place.
     """
-    conv = _split(afferent.conv) if afferent.maximum > SPLIT else afferent.conv
+    conv = _split(afferent.conv) if _parts(afferent) else afferent.conv
     if conv.weight.shape[2:] == afferent.grid[:2] and conv.padding == (0, 0) and conv.groups == 1:
-        conv = Conv2d(conv.weight.transpose(0, 2, 3, 1).reshape(len(conv.weight), -1, 1, 1))  # one long dot product
+        rows = conv.weight.transpose(0, 2, 3, 1).reshape(len(conv.weight), -1)
+        return _dense(rows, bias, dtype, accumulate is not None)
     ones = torch.ones(len(conv.weight))
     zeros = torch.zeros(len(conv.weight), dtype=torch.int32)
     shape = [conv.stride, conv.padding, conv.dilation, conv.groups]
@@ -122,10 +141,26 @@ def _convolution(
     clip = ("hardtanh", [0.0, 1.0], "") if dtype == torch.uint8 else ("none", [], "")
     if accumulate is None:
         kernel = torch.ops.onednn.qconv_pointwise.default
-        return lambda x: kernel(_flat(conv, x), 1.0, 0, weight, ones, zeros, offset, *shape, *scale, *clip)
+        return lambda x: kernel(x, 1.0, 0, weight, ones, zeros, offset, *shape, *scale, *clip)
     add = torch.ops.onednn.qconv2d_pointwise.binary
     post: tuple[Any, ...] = (accumulate, 0, "sum", None, "none", [], "")
-    return lambda x, u: add(_flat(conv, x), 1.0, 0, weight, ones, zeros, u, offset, *shape, *scale, *post)
+    return lambda x, u: add(x, 1.0, 0, weight, ones, zeros, u, offset, *shape, *scale, *post)
+
+
+def _dense(weight: NDArray[Any], bias: NDArray[Any], dtype: torch.dtype, accumulate: bool) -> Convolution:
+    """`_convolution` for a kernel as large as its source, which is one matrix product."""
+    outputs = len(weight)
+    ones, zeros = torch.ones(outputs), torch.zeros(outputs, dtype=torch.int32)
+    packed = torch.ops.onednn.qlinear_prepack(torch.tensor(weight), None)
+    offset = torch.from_numpy(np.asarray(bias, dtype=np.float32))
+    clip = ("hardtanh", [0.0, 1.0], "") if dtype == torch.uint8 else ("none", [], "")
+    kernel = torch.ops.onednn.qlinear_pointwise.default
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        flat = x.permute(0, 2, 3, 1).reshape(len(x), -1)
+        return kernel(flat, 1.0, 0, packed, ones, zeros, offset, 1.0, 0, dtype, *clip)[:, :, None, None]
+
+    return (lambda x, u: u.add_(product(x))) if accumulate else product
 
 
 def _split(conv: Conv2d) -> Conv2d:
@@ -134,9 +169,9 @@ def _split(conv: Conv2d) -> Conv2d:
 
 
 def _tensor(afferent: Afferent, signals: Signals) -> torch.Tensor:
-    """The source's signals as [N, C, H, W] in channels-last order; values above `SPLIT` as two channels that sum to them."""
+    """The source's signals as [N, C, H, W] in channels-last order; where it is split, two channels sum to each of its."""
     x = signals[afferent.source]
-    if afferent.maximum > SPLIT:
+    if _parts(afferent):
         n, height, width, channels = x.shape
         groups, half = afferent.conv.groups, x >> 1
         parts = np.empty((n, height, width, groups, 2, channels // groups), dtype=np.uint8)
@@ -148,12 +183,6 @@ def _tensor(afferent: Afferent, signals: Signals) -> torch.Tensor:
 def _array(tensor: torch.Tensor) -> NDArray[Any]:
     """[N, C, H, W] as C-ordered [N, H, W, C]; what the kernels give lies so already."""
     return np.ascontiguousarray(tensor.permute(0, 2, 3, 1).numpy())
-
-
-def _flat(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
-    if conv.weight.shape[2:] == (1, 1) and conv.weight.shape[1] * conv.groups != x.shape[1]:
-        return x.permute(0, 2, 3, 1).reshape(len(x), -1, 1, 1)
-    return x
 
 
 def _pool(layer: Layer) -> Step | None:
