@@ -30,18 +30,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from nets import random_net, samples, with_thresholds
 
+from benchmarks import pages
 from s3nn_deploy import data, formats, lava_env, recipes, targets
 from s3nn_deploy.backends import lava, run
 from s3nn_deploy.data import Dataset
 from s3nn_deploy.errors import DeployError
-from s3nn_deploy.files import write_text
 from s3nn_deploy.intnet import Input, IntNet
 from s3nn_deploy.loihi import mapping
 from s3nn_deploy.loihi.fit import place
 from s3nn_deploy.trace import Trace
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE, BEGIN, END = ROOT / "docs" / "loihi.md", "<!-- lava_acceptance: begin -->", "<!-- lava_acceptance: end -->"
+PAGE = ROOT / "docs" / "loihi.md"
 
 CONV = {"kernel": 3, "padding": 1}
 NETS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
@@ -318,10 +318,7 @@ def page(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def write_page(rows: list[dict[str, Any]]) -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    write_text(PAGE, "\n".join([f"{before}{BEGIN}", *page(rows), f"{END}{after}"]))
+    pages.put(PAGE, "lava_acceptance", "\n".join(page(rows)))
 
 
 def main() -> None:

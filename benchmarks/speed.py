@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import speed_nets
+from benchmarks import pages, speed_nets
 from s3nn_deploy.backends import emulator, reference
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.files import write_text
@@ -433,14 +433,7 @@ def plot(rates: list[float], rows: dict[str, list[float]]) -> str:
 
 
 def put(section: str, text: str) -> None:
-    """Replace what is between the markers of a section of the page."""
-    begin, end = f"<!-- speed {section}: begin -->", f"<!-- speed {section}: end -->"
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"{PAGE} has no markers {begin} and {end}")
-    write_text(PAGE, f"{before}{begin}\n{text}\n{end}{after}")
+    pages.put(PAGE, f"speed {section}", text)
 
 
 def main() -> None:

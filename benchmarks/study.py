@@ -1,7 +1,7 @@
 """The study: surrogates, twins of other neurons, weight widths, and accuracy against energy; several seeds each.
 
-    python -m benchmarks.study --write                                               # scikit-learn's digits, embedded
-    python -m benchmarks.study --set cifar10 --groups neurons --data DIR --write     # --write: into docs/training.md
+    python -m benchmarks.study --write             # scikit-learn's digits, embedded; --write: into docs/training.md
+    python -m benchmarks.study --set cifar10 --groups neurons --data DIR
 
 Each result is one line of JSON in --folder, so that an interrupted study goes on where it stopped. A row of the tables is the
 mean of its seeds (least to most). Every run of a kind has the same data, schedule and number of updates: settings were not
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import pages
 from s3nn_deploy import data, page, recipes, targets, twins
 from s3nn_deploy.activity import observing
 from s3nn_deploy.backends import run
@@ -425,9 +426,7 @@ def main() -> None:
     )
     print(text)
     if options.write:
-        begin, end = (f"<!-- study {options.set}: {word} -->" for word in ("begin", "end"))
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-        write_text(PAGE, f"{before}{begin}\n{text}{end}{rest.partition(end)[2]}")
+        pages.put(PAGE, f"study {options.set}", text)
         if "energy" in groups and options.set == "digits":
             write_text(PLOT, plot(found))
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import pages
 from s3nn_deploy import certificate, data, recipes, targets
 from s3nn_deploy.backends import pytorch, run
 from s3nn_deploy.counts import Counts, join
@@ -36,7 +37,7 @@ from s3nn_deploy.verification import verify
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
-PAGE, BEGIN, END = ROOT / "docs" / "training.md", "<!-- zoo: begin -->", "<!-- zoo: end -->"
+PAGE = ROOT / "docs" / "training.md"
 BATCH = 500
 
 
@@ -245,8 +246,7 @@ def main() -> None:
     if options.trained and len(options.names) != 1:
         parser.error("--trained goes with one recipe")
     equal = [ship(name, options.data, options.trained, options.variant) for name in options.names]
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    write_text(PAGE, f"{before}{BEGIN}\n{table()}{END}{rest.partition(END)[2]}")
+    pages.put(PAGE, "zoo", table())
     sys.exit(0 if all(equal) else 1)
 
 

@@ -104,8 +104,11 @@ def models(name: str | None, out: Path | None, as_json: bool) -> None:
     folder = builtin("models")
     if out is not None:
         shipped = [n for n in recipes.names() if (folder / f"{n}.pt").is_file()]
+        there = f"There are {', '.join(shipped)}."
+        if name is None:
+            raise DeployError("models --out", expected="the NAME of a checkpoint", got="none", hint=there)
         if name not in shipped:
-            hint = f"There are {', '.join(shipped)}. Or train it: s3nn-deploy train {name or 'digits-conv'}"
+            hint = f"{there} Or train it: s3nn-deploy train {recipes.load(name).name}"
             raise DeployError(f"recipe {name!r}", "has no trained checkpoint", hint=hint)
         with replacing(out) as temporary:
             temporary.write_bytes((folder / f"{name}.pt").read_bytes())
