@@ -343,6 +343,17 @@ def label(arm: Arm) -> str:
     return ", ".join([*parts, *[f"{arm.sparse:.0%} synops"] * (arm.sparse < 1)])
 
 
+def short(arm: Arm) -> str:
+    """An arm of the group `energy` beside its point in the plot: neuron, width, share of the operations."""
+    return (
+        label(arm)
+        .replace(", width ", " x")
+        .replace(" synops", "")
+        .replace(f", {STEPS} steps", "")
+        .replace(", float32", "")
+    )
+
+
 def spread(rows: list[dict[str, Any]]) -> str:
     shares = [row["correct"] / row["total"] for row in rows]
     return f"{sum(shares) / len(shares):.2%} ({min(shares):.2%} to {max(shares):.2%})"
@@ -391,7 +402,7 @@ def tables(found: dict[Arm, list[dict[str, Any]]], groups: list[str], setting: S
 def plot(found: dict[Arm, list[dict[str, Any]]]) -> str:
     """Accuracy against energy, the means of each arm of the group `energy`, as SVG."""
     points = [
-        (label(arm), mean(rows, "nj"), mean(rows, "correct") / rows[0]["total"])
+        (short(arm), mean(rows, "nj"), mean(rows, "correct") / rows[0]["total"])
         for arm, rows in found.items()
         if arm in GROUPS["energy"]
     ]

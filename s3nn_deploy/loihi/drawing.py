@@ -38,7 +38,8 @@ def svg(fit: Fit) -> str:
     for index, name in enumerate(names):
         x, y = GAP + index % 3 * width // 3, top + index // 3 * 18
         parts.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="{colour[name]}"/>')
-        parts.append(f'<text x="{x + 18}" y="{y}">{escape(name)}: {len(fit.on(name))} cores</text>')
+        count = len(fit.on(name))
+        parts.append(f'<text x="{x + 18}" y="{y}">{escape(name)}: {count} core{"s" * (count > 1)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
