@@ -6,9 +6,9 @@ cannot express, or that fails its check when it is prepared, is run by the NumPy
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +38,9 @@ FEW = 8
 START = {"numba": 10.0, "onednn": 1.5}
 """Seconds that an engine takes to start in a fresh process: numba compiles, PyTorch loads (docs/speed.md)."""
 
+TOGETHER = 2e-3
+"""Seconds of work that are worth sharing among cores, each with samples of its own."""
+
 LAYER_SECONDS, MACS_PER_SECOND = 40e-6, 60e9
 """What the NumPy engine takes: for a layer of one call, and for multiply-accumulates; on two cores (docs/speed.md)."""
 
@@ -61,35 +64,57 @@ def run(net: IntNet, x: Any, file: Path | None = None, engine: str = "auto") -> 
 
 
 def forward(net: IntNet, x: NDArray[np.unsignedinteger[Any]], engine: str, *, counted: bool = True) -> Trace:
-    """Run `net` on `x`, as `trace.checked_input` gives it, by one engine.
-
-    What is counted is counted at the end: in pauses between layers, the engines' threads would fall asleep.
+    """Run `net` on `x`, as `trace.checked_input` gives it, by one engine, on as many cores as BLAS may use.
 
     Raises:
         DeployError: the engine is unknown or cannot run here.
     """
     prepared = _prepare(net)
-    steps, name, add = _steps(net, engine if len(x) else "numpy")  # no kernel takes a batch of none
-    counter, sums = prepared.counter, counting.sums(prepared.counter, len(x))
-    signals: dict[str, NDArray[Any]] = {INPUT: channels_last(x)}
-    with _alone(name):
+    engine = engine if len(x) else "numpy"  # no kernel takes a batch of none
+    steps, name, add = _steps(net, engine)
+    tallies = list(prepared.counter.tallies.values()) if counted else []
+    sums = counting.sums(prepared.counter, len(x))
+    libraries = _libraries(ENGINES[engine][1])
+    cores = min((library.num_threads for library in libraries.select(user_api="blas").lib_controllers), default=1)
+    share = engine == "numpy" and min(cores, len(x) // 2) > 1 and prepared.seconds(len(x)) > TOGETHER
+    made: dict[str, NDArray[Any]] = {}
+
+    def compute(rows: slice) -> dict[str, NDArray[Any]]:
+        signals: dict[str, NDArray[Any]] = {INPUT: channels_last(x[rows])}
         for layer, step in zip(prepared.layers, steps, strict=True):
             signals[layer.name] = step(signals)
-        for tally in counter.tallies.values() if counted else ():
-            add(tally, signals[tally.source], sums)
-        counts = counting.count(counter, sums) if counted else None
-    spikes = {p.name: channels_first(signals[p.name], p.shape).view(np.bool_) for p in net.spiking}
-    readout = channels_first(signals[net.readout.name], net.readout.shape).reshape(len(x), net.readout.size)
+        part = counting.sums(prepared.counter, rows.stop - rows.start)
+        for tally in tallies:  # not between layers: there, the engines' threads would fall asleep
+            add(tally, signals[tally.source], part)
+        sums[:, rows] = part
+        for key, whole in made.items():
+            whole[rows] = signals[key]
+        return signals
+
+    # BLAS's threads wait busily, on a processor that others need
+    with libraries.limit(limits=1 if share or engine != "numpy" else None, user_api="blas"):
+        if share:  # each core has samples of its own, so that all of the work is shared, not only the matrix products
+            for layer in prepared.layers:
+                made[layer.name] = np.empty((len(x), *layer.grid), np.int64 if layer.threshold is None else np.uint8)
+            edges = [len(x) * core // cores for core in range(cores + 1)]
+            list(_hands(cores).map(compute, map(slice, edges, edges[1:])))
+        else:
+            with libraries.limit(limits=1 if cores == 1 else None, user_api="openmp"):  # a thread's own limit
+                made = compute(slice(0, len(x)))
+    counts = counting.count(prepared.counter, sums) if counted else None
+    spikes = {p.name: channels_first(made[p.name], p.shape).view(np.bool_) for p in net.spiking}
+    readout = channels_first(made[net.readout.name], net.readout.shape).reshape(len(x), net.readout.size)
     return Trace(spikes, readout, net.scale, name, counts)
 
 
-def _alone(name: str) -> AbstractContextManager[object]:
-    """One thread for BLAS while another engine runs: BLAS keeps a thread waiting busily, on a processor that it needs."""
-    return nullcontext() if name == "emulator (numpy)" else _blas().limit(limits=1, user_api="blas")
-
-
 @lru_cache(maxsize=1)
-def _blas() -> Any:
+def _hands(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "emulator")
+
+
+@cache
+def _libraries(package: str) -> Any:
+    """What limits the threads of the libraries that are loaded once `package` is."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
@@ -102,6 +127,10 @@ class _Prepared:
     layers: tuple[Layer, ...]
     counter: counting.Counter
     spent: list[float] = field(default_factory=lambda: [0.0])
+
+    def seconds(self, samples: int) -> float:
+        """What the NumPy engine takes for so many samples."""
+        return LAYER_SECONDS * len(self.layers) + samples * sum(a.macs for a in self.layers) / MACS_PER_SECOND
 
 
 @lru_cache(maxsize=2)
@@ -146,8 +175,7 @@ def _agree(layer: Layer, exact: Step, step: Step) -> bool:
 
 def _choose(prepared: _Prepared, samples: int) -> str:
     """The engine for `samples` more: what NumPy has done for this network is set against the start of another one."""
-    work = LAYER_SECONDS * len(prepared.layers) + samples * sum(a.macs for a in prepared.layers) / MACS_PER_SECOND
-    prepared.spent[0] += work
+    prepared.spent[0] += prepared.seconds(samples)
     for engine in ("numba", "onednn") if samples <= FEW else ("onednn", "numba"):
         package = ENGINES[engine][1]
         start = START[engine] / (10 if package in sys.modules else 1)

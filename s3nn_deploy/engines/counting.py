@@ -1,9 +1,9 @@
 """The exact count of every event of a run, from spikes alone: one pass over them, whatever engine made them.
 
 A spike causes as many synaptic operations as its neuron has synapses. The fan-outs of most rows of neurons are alike
-(borders, strides and weights of zero make a few kinds), and so are those of most columns. So spikes are first summed over
-the rows and columns of each kind, in integers, and then multiplied by the fan-outs of the kinds. Every count is a linear
-form of these sums. Products are exact: they are taken in a type that holds their bound.
+(borders, strides and weights of zero make a few kinds). So spikes are first summed over the rows of each kind, in integers,
+and then multiplied by the fan-outs of the kinds. Every count is a linear form of these sums. Products are exact: they are
+taken in a type that holds their bound.
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ class Tally:
 
     Attributes:
         graded: the source is the input, and has several bits: what is counted are values other than zero.
-        rows, columns: the kinds of rows, and of columns: the indices that are of each kind.
-        row_kinds, column_kinds: the same as the kind of each row, [H], and of each column, [W].
-        fan_outs: [kinds of rows * kinds of columns * C, 1 + fan-outs]; the first column is ones, to count spikes; in
-            a type in which the sum over all neurons is exact.
+        rows: the kinds of rows: the indices that are of each kind.
+        row_kinds: the same as the kind of each row, [H].
+        fan_outs: [1 + fan-outs, kinds of rows * W * C]; the first row is ones, to count spikes; in a type in which the
+            sum over all neurons is exact.
         bounds: [1 + fan-outs], the sums when every neuron fires.
         efferents: for each projection from the source: target population, stored weight bits, synapses in all.
         at: the tally's rows among the sums of all.
@@ -37,9 +37,7 @@ class Tally:
     source: str
     graded: bool
     rows: tuple[Any, ...]
-    columns: tuple[Any, ...]
     row_kinds: NDArray[np.int64]
-    column_kinds: NDArray[np.int64]
     fan_outs: NDArray[Any]
     bounds: tuple[int, ...]
     efferents: tuple[tuple[str, int, int], ...]
@@ -101,10 +99,10 @@ def add(tally: Tally, signal: NDArray[Any], sums: NDArray[Any]) -> None:
     """Put what the spikes `signal` [N, H, W, C] of a tally's source cause into its rows of `sums`."""
     n, height, width, channels = signal.shape
     spikes = (signal != 0).view(np.uint8) if tally.graded else signal
-    by_row = _sum_alike(spikes.reshape(n, height, width * channels), tally.rows, height)
-    by_column = _sum_alike(by_row.reshape(n * len(tally.rows), width, channels), tally.columns, height * width)
-    kinds = by_column.reshape(n, len(tally.fan_outs))
-    sums[tally.at] = (kinds.astype(tally.fan_outs.dtype) @ tally.fan_outs).T
+    by_row = _sum_alike(spikes.reshape(n, height, width * channels), tally.rows)
+    kinds = by_row.reshape(n, tally.fan_outs.shape[1]).astype(tally.fan_outs.dtype)
+    for row, fan_out in enumerate(tally.fan_outs, tally.at.start):  # one by one: BLAS is slow at few columns
+        sums[row] = kinds @ fan_out
 
 
 def count(counter: Counter, sums: NDArray[Any]) -> Counts:
@@ -124,26 +122,24 @@ def _tally(net: IntNet, source: str, shape: tuple[int, int, int], start: int) ->
             maps += [_fan_out(conv, shape, which) for which in (np.ones(weight.shape, dtype=bool), weight != 0)]
             bits = signed_bits(int(weight.min()), int(weight.max()))
             efferents.append((population.name, bits, int(maps[-2].sum())))
-    fan_outs = np.stack(maps, -1)
-    rows, row_kinds, fan_outs = _alike(fan_outs, 0)
-    columns, column_kinds, fan_outs = _alike(fan_outs, 1)
+    rows, row_kinds, fan_outs = _alike(np.stack(maps, -1))
     bounds = tuple(int(m.sum()) for m in maps)
-    kinds = fan_outs.reshape(-1, len(maps)).astype(exact_dtype(max(bounds)))
+    kinds = fan_outs.reshape(-1, len(maps)).T.astype(exact_dtype(max(bounds)), order="C")
     graded, at = source == INPUT and net.input.bits > 1, slice(start, start + len(bounds))
-    return Tally(source, graded, rows, columns, row_kinds, column_kinds, kinds, bounds, tuple(efferents), at)
+    return Tally(source, graded, rows, row_kinds, kinds, bounds, tuple(efferents), at)
 
 
-def _alike(fan_outs: NDArray[np.int64], axis: int) -> tuple[tuple[Any, ...], NDArray[np.int64], NDArray[np.int64]]:
-    """Where along `axis` `fan_outs` are alike: the indices of each kind, as slices where they are evenly spaced; the kind
-    of each index; and the fan-outs of each kind."""
+def _alike(fan_outs: NDArray[np.int64]) -> tuple[tuple[Any, ...], NDArray[np.int64], NDArray[np.int64]]:
+    """Which rows of `fan_outs` are alike: the indices of each kind, as slices where they are evenly spaced; the kind of
+    each row; and the fan-outs of each kind."""
     kinds: dict[bytes, list[int]] = {}
-    for index, part in enumerate(np.moveaxis(fan_outs, axis, 0)):
-        kinds.setdefault(part.tobytes(), []).append(index)
-    of = np.empty(fan_outs.shape[axis], dtype=np.int64)
+    for index, row in enumerate(fan_outs):
+        kinds.setdefault(row.tobytes(), []).append(index)
+    of = np.empty(len(fan_outs), dtype=np.int64)
     for kind, indices in enumerate(kinds.values()):
         of[indices] = kind
     first = [indices[0] for indices in kinds.values()]
-    return tuple(map(_evenly, kinds.values())), of, fan_outs.take(first, axis)
+    return tuple(map(_evenly, kinds.values())), of, fan_outs[first]
 
 
 def _evenly(indices: list[int]) -> Any:
@@ -152,11 +148,11 @@ def _evenly(indices: list[int]) -> Any:
     return even if indices == list(range(even.start, even.stop, step)) else np.array(indices)
 
 
-def _sum_alike(values: NDArray[Any], kinds: tuple[Any, ...], most: int) -> NDArray[Any]:
-    """`values` [N, K, M] summed over the indices of each kind, [N, kinds, M]; no sum exceeds `most`."""
-    if len(kinds) == values.shape[1]:  # every index is of its own kind, in order
+def _sum_alike(values: NDArray[Any], kinds: tuple[Any, ...]) -> NDArray[Any]:
+    """`values` [N, H, M] of 0 and 1 summed over the rows of each kind, [N, kinds, M]."""
+    if len(kinds) == values.shape[1]:  # every row is of its own kind, in order
         return values
-    dtype = np.min_scalar_type(most)
+    dtype = np.min_scalar_type(values.shape[1])
     sums = np.empty((len(values), len(kinds), values.shape[2]), dtype=dtype)
     for index, kind in enumerate(kinds):
         np.add.reduce(values[:, kind], axis=1, dtype=dtype, out=sums[:, index])

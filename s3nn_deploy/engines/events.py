@@ -13,12 +13,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from s3nn_deploy.engines import blas, counting
+from s3nn_deploy.engines import blas
 from s3nn_deploy.engines.counting import Tally
 from s3nn_deploy.engines.layers import Afferent, Layer, Signals, Step
-
-FEW = 4
-"""Samples below which spikes are counted by a compiled loop."""
 
 AT_ONCE = 8
 """Rows of weights added in one pass over the sums."""
@@ -42,17 +39,15 @@ def prepare(layer: Layer) -> Step | None:
 
 
 def add(tally: Tally, signal: NDArray[Any], sums: NDArray[Any]) -> None:
-    """`counting.add`; compiled for few samples, where a call of NumPy costs more than what it does."""
-    if len(signal) >= FEW:
-        return counting.add(tally, signal, sums)
-    _count(
-        signal, tally.row_kinds, tally.column_kinds, len(tally.columns), _integers(tally), sums[tally.at], tally.graded
-    )
+    """`counting.add`, compiled."""
+    with ONE_AT_A_TIME:
+        _count(signal, tally.row_kinds, len(tally.rows), _integers(tally), sums[tally.at], tally.graded)
 
 
 @lru_cache(maxsize=1024)
-def _integers(tally: Tally) -> NDArray[np.int64]:
-    return tally.fan_outs.astype(np.int64)
+def _integers(tally: Tally) -> NDArray[np.integer[Any]]:
+    """The fan-outs in a type that holds the sums: the narrower one has faster loops."""
+    return tally.fan_outs.astype(np.int32 if max(tally.bounds) < 1 << 31 else np.int64)
 
 
 def _arguments(afferent: Afferent) -> tuple[Any, ...]:
@@ -88,25 +83,24 @@ def _all(source, rows, geometry, blocks, add, fire, theta, u, spikes):  # type: 
         _block(source, rows, geometry, task // blocks, task % blocks, blocks, add, fire, theta, u, spikes)
 
 
-@compiled()
-def _count(signal, row_kinds, column_kinds, columns, fan_outs, sums, graded):  # type: ignore[no-untyped-def]
+@compiled(parallel=True)
+def _count(signal, row_kinds, kinds, fan_outs, sums, graded):  # type: ignore[no-untyped-def]
     samples, height, width, channels = signal.shape
-    for n in range(samples):
-        spikes = np.zeros((len(fan_outs) // channels, channels), dtype=np.int32)
+    for n in numba.prange(samples):
+        spikes = np.zeros((kinds, width * channels), dtype=np.int32)
         for y in range(height):
-            for x in range(width):
-                of_kind, pixel = spikes[row_kinds[y] * columns + column_kinds[x]], signal[n, y, x]
-                if graded:
-                    for c in range(channels):
-                        of_kind[c] += pixel[c] != 0
-                else:
-                    for c in range(channels):
-                        of_kind[c] += np.int32(pixel[c])
+            of_kind, row = spikes[row_kinds[y]], signal[n, y].reshape(-1)
+            if graded:
+                for i in range(len(row)):
+                    of_kind[i] += row[i] != 0
+            else:
+                for i in range(len(row)):
+                    of_kind[i] += np.int32(row[i])
         of_kind = spikes.reshape(-1)
-        for m in range(fan_outs.shape[1]):
-            total = 0
-            for k in range(len(fan_outs)):
-                total += of_kind[k] * fan_outs[k, m]
+        for m in range(len(fan_outs)):
+            total, fan_out = fan_outs[m, 0] * of_kind[0], fan_outs[m]
+            for k in range(1, len(fan_out)):
+                total += of_kind[k] * fan_out[k]
             sums[m, n] = total
 
 
