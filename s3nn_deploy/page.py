@@ -314,7 +314,7 @@ def _bill(bill: Mapping[str, Any]) -> str:
         ]
         rows.append(cells)
     rows += [
-        [kind_name(kind), figure(n), "unknown", "unknown", "unpublished, not zero", ""]
+        [kind_name(kind), figure(n), "unknown", "unknown", "unpublished, not zero", bill["reasons"].get(kind, "")]
         for kind, n in bill["unpriced"].items()
     ]
     last: list[str] = []
@@ -329,9 +329,7 @@ def _bill(bill: Mapping[str, Any]) -> str:
         )
     ]
     if bill["unpriced"]:
-        made.append(
-            "<p>There is no total: nobody published what the terms marked unknown cost, and unknown is not zero.</p>"
-        )
+        made.append("<p>There is no total: the terms marked unknown have no price, and unknown is not zero.</p>")
     if bill["rate_hz"] is None:
         made.append(
             '<p class="soft">No static power is in this bill: no inference rate was given, or none is known.</p>'

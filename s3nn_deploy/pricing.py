@@ -57,6 +57,7 @@ class Bill:
         samples: over how many inferences the means are taken.
         rate_hz: inferences per second over which static power is spread; None: no static power is in the bill.
         unpriced: mean counts per inference of charged events that have no price.
+        reasons: what the target says of the price that they do not have, where it says something.
         total: the mean energy, or None when something is unpriced.
         at_least: the sum of the lines, whether or not something is unpriced.
         per_population: the events' share of `at_least` (static power belongs to no population).
@@ -71,6 +72,7 @@ class Bill:
     rate_hz: float | None
     lines: tuple[Line, ...]
     unpriced: Mapping[str, float]
+    reasons: Mapping[str, str]
     total: float | None
     at_least: float
     per_population: Mapping[str, float]
@@ -123,6 +125,7 @@ def price(counts: Counts | Totals, target: Target | str, rate_hz: float | None =
         rate_hz,
         tuple(lines),
         unpriced,
+        {kind: known[kind].source for kind in unpriced if kind in known},
         None if unpriced else mean,
         mean,
         {name: _nj(pj / samples) for name, pj in spent.items()},

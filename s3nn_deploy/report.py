@@ -227,6 +227,7 @@ def bill_sentences(bill: Bill) -> Iterator[str]:
         yield f"{bill.total:,.2f} nJ per inference on {bill.target} ({over})."
     if bill.unpriced:
         yield f"Not priced: {', '.join(f'{n:,.1f} {event}' for event, n in bill.unpriced.items())}."
+        yield from (f"{event}: {why}." for event, why in bill.reasons.items())
     for number, line in enumerate(bill.lines, 1):
         yield f"({number}) {line.source}."
     if bill.not_modelled:

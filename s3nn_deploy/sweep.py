@@ -8,6 +8,7 @@ import csv
 import io
 import itertools
 import json
+import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -124,7 +125,8 @@ def sweep(
             for group in order:
                 model = group[0].model
                 variants = [targets.load(point.target, dict(point.changes)) for point in group]
-                yield _run, load(model), group, variants, *inputs(model)
+                x, labels, calibration = inputs(model)
+                yield _run, load(model), group, variants, _Mapped.of(x) if scheduler is None else x, labels, calibration
 
         with _hands(min(jobs, len(groups)), scheduler) as pool, out.open("a", encoding="utf-8") as stream:
             for number, rows in cluster.in_turn(pool, tasks()):
@@ -176,6 +178,27 @@ def _hands(jobs: int, scheduler: str | None) -> AbstractContextManager[cluster.P
     return cluster.processes(jobs) if scheduler is None else cluster.workers(scheduler)
 
 
+@dataclass(frozen=True)
+class _Mapped:
+    """The first samples of a file, which another process of this machine maps, too: its contents do not travel."""
+
+    path: str
+    dtype: Any
+    offset: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: Any) -> Any:
+        """In place of an array that is mapped, in C order, from its first sample on; any other stays."""
+        first = x.base if isinstance(getattr(x, "base", None), np.memmap) else x
+        whole = isinstance(first, np.memmap) and isinstance(first.base, mmap.mmap) and x.flags.c_contiguous
+        whole = whole and x.ctypes.data == first.ctypes.data and first.filename is not None
+        return cls(str(first.filename), x.dtype, first.offset, x.shape) if whole else x
+
+    def open(self) -> NDArray[Any]:
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+
+
 def _run(
     given: IntNet,
     group: Sequence[Point],
@@ -185,6 +208,7 @@ def _run(
     calibration: Any,
 ) -> list[dict[str, Any]]:
     """The results of points that differ in their targets only; runs in a process of its own, or on a worker."""
+    x = x.open() if isinstance(x, _Mapped) else x
     refusal, bits = "", group[0].bits
     made, net = None, given
     every = [target.machine for target in variants if target.machine is not None]
@@ -361,11 +385,14 @@ def quality(row: Mapping[str, Any]) -> float | None:
 
 
 def comparable(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
-    """The points (label, nJ, quality) of a plot: those that no limit refuses and that have an energy."""
+    """The points (label, nJ, quality) of a plot: those that no limit refuses and that have an energy, and none of which
+    leaves out what another has priced."""
+    with_energy = [row for row in rows if not row["refused"] and row.get("at_least_nj") is not None]
+    always = set.intersection(*(set(row["unpriced"]) for row in with_energy)) if with_energy else set()
     return [
         (str(row["label"]), float(row["at_least_nj"]), share)
-        for row in rows
-        if not row["refused"] and row.get("at_least_nj") is not None and (share := quality(row)) is not None
+        for row in with_energy
+        if set(row["unpriced"]) == always and (share := quality(row)) is not None
     ]
 
 

@@ -301,7 +301,8 @@ def _price(plain: Mapping[str, Any], where: str, machine: Machine | None = None)
 
 
 def _by_size(plain: Mapping[str, Any], where: str, machine: Machine | None) -> dict[str, Any]:
-    """The price whose `pj` is that of the smallest priced memory, in `pj_at`, that holds the machine's `memory`."""
+    """The price whose `pj` is that of the smallest priced memory, in `pj_at`, that holds the machine's `memory`; with none
+    that does, an unpublished one."""
     if machine is None:
         raise DeployError(where, "its price follows the size of a memory", expected="a [machine] in the file")
     if "pj" in plain:
@@ -309,13 +310,15 @@ def _by_size(plain: Mapping[str, Any], where: str, machine: Machine | None) -> d
     name, prices = _choice(plain, "memory", MEMORIES, where), _table(plain, "pj_at", where)
     if wrong := [key for key in prices if not key.isascii() or not key.isdecimal()]:
         raise DeployError(f"{where}, pj_at", expected="bytes of a memory = picojoules", got=repr(wrong[0]))
+    if not prices:
+        raise DeployError(f"{where}, pj_at", expected="bytes of a memory = picojoules", got="none")
     size, sizes = getattr(machine, name).bytes, sorted(prices, key=int)
+    source = _text(plain, "source", where)
+    rest = {key: value for key, value in plain.items() if key not in ("memory", "pj_at", "source")}
     if (chosen := next((key for key in sizes if int(key) >= size), None)) is None:
-        priced = f"at most {int(sizes[-1]):,} bytes, the largest memory with a price" if sizes else "prices in pj_at"
-        hint = f"Make {name} smaller, or add the price of such a memory with its source."
-        raise DeployError(f"{where}, pj_at", expected=priced, got=f"{size:,} bytes", hint=hint)
-    source = f"{_text(plain, 'source', where)}; the price of a memory of {int(chosen):,} bytes"
-    rest = {key: value for key, value in plain.items() if key not in ("memory", "pj_at")}
+        why = f"no price for {name} of {size:,} bytes, the largest with one has {int(sizes[-1]):,}"
+        return {**rest, "evidence": "unpublished", "source": why}
+    source = f"{source}; the price of a memory of {int(chosen):,} bytes"
     return {**rest, "pj": _number(prices, chosen, f"{where}, pj_at"), "source": source}
 
 

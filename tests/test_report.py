@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -284,6 +285,34 @@ def test_a_sweep_varies_the_machine_and_names_what_does_not_fit(tmp_path: Path) 
     assert rows[1]["cycles"] > rows[3]["cycles"]
     out = call("sweep", path, "--input", x_file, "--out", tmp_path / "t.jsonl", "--vary", "machine.cores=1,4").stdout
     assert all(f"{row['cycles']:,.0f}" in out for row in rows[1::2])
+
+
+def test_what_has_no_price_is_swept_and_not_plotted_beside_what_has(tmp_path: Path) -> None:
+    path, x_file = saved(ZOO["lenet"], tmp_path)
+    x = np.load(x_file)
+    vary = {"machine.weights.bytes": ["1048576", "1048577"]}
+    todo = sweep.points([path], [None], ["emulator"], vary, _inputs(x))
+    rows = sweep.sweep(todo, tmp_path / "s.jsonl", _inputs(x))
+    assert [row["unpriced"] for row in rows] == [[], ["weight_bits"]]
+    assert [point[0] for point in sweep.comparable(rows)] == [rows[0]["label"]]
+    assert len(sweep.comparable(rows[1:])) == 1
+    bill = price(simulate(ZOO["lenet"], x).counts, targets.load("emulator", rows[1]["changes"]))
+    assert bill.total is None
+    assert "no price for weights of 1,048,577 bytes" in bill.reasons["weight_bits"]
+
+
+def test_a_sweep_hands_on_the_name_of_a_mapped_file_and_not_its_contents(tmp_path: Path) -> None:
+    path, x_file = saved(ZOO["lenet"], tmp_path)
+    x = np.load(x_file, mmap_mode="r")
+    for some in (x, x[:3]):
+        sent = sweep._Mapped.of(some)
+        assert len(pickle.dumps(sent)) < 1000
+        assert np.array_equal(pickle.loads(pickle.dumps(sent)).open(), some)
+    for other in (x[1:], x[::2], np.array(x)):
+        assert sweep._Mapped.of(other) is other
+    todo = sweep.points([path], [None, 3], ["emulator"], {}, _inputs(x))
+    whole = sweep.sweep(todo, tmp_path / "a.jsonl", _inputs(np.array(x)), jobs=2)
+    assert sweep.sweep(todo, tmp_path / "b.jsonl", _inputs(x), jobs=2) == whole
 
 
 def test_the_sweep_command_prints_writes_and_refuses(tmp_path: Path) -> None:

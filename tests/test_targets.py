@@ -203,9 +203,10 @@ def test_a_price_follows_the_size_of_its_memory(size, pj):
     assert load("emulator", {"machine.spikes.bytes": str(size)}).events["spikes"].pj == pj
 
 
-def test_a_memory_larger_than_any_with_a_price_is_refused():
-    with pytest.raises(DeployError, match=r"weight_bits.*at most 1,048,576 bytes.*got 1,048,577 bytes"):
-        load("emulator", {"machine.weights.bytes": str((1 << 20) + 1)})
+def test_a_memory_larger_than_any_with_a_price_has_none():
+    price = load("emulator", {"machine.weights.bytes": str((1 << 20) + 1)}).events["weight_bits"]
+    assert (price.each, price.evidence) == (None, "unpublished")
+    assert price.source == "no price for weights of 1,048,577 bytes, the largest with one has 1,048,576"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_a_memory_larger_than_any_with_a_price_is_refused():
         ("[machine]\n", "[machine]\ncored = 1\n", "unknown key 'cored'"),
         ("8192 = 10", '"8 KB" = 10', "bytes of a memory = picojoules"),
         ("8192 = 10, 32768 = 20, 1048576 = 100", "8192 = 10, 32768 = 20, 1048576 = -1", "at least 0"),
-        ("8192 = 10, 32768 = 20, 1048576 = 100", "", "prices in pj_at"),
+        ("8192 = 10, 32768 = 20, 1048576 = 100", "", "bytes of a memory = picojoules, got none"),
         ("clock_mhz = 500", "clock_mhz = 0", "at least 1"),
         ("clock_mhz = 500", "clock_mhz = 99999999999999999999", "at most 100,000"),
         ("cores = 4", "cores = 100000000", "at most 4,096"),
