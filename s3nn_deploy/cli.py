@@ -516,6 +516,11 @@ def _spread(command: Any) -> Any:
 @click.option("--samples", type=click.IntRange(min=1), help="How many samples; default all that are held out.")
 @click.option("--rate", type=float, help="Inferences per second, to add the target's static power.")
 @_spread
+@click.option(
+    "--each",
+    type=click.Path(path_type=Path),
+    help="Write to this .npz, of each sample: prediction, every count by population, and every figure of the target's machine.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print plain data.")
 def simulate(
     file: Path,
@@ -528,6 +533,7 @@ def simulate(
     rate: float | None,
     jobs: int | None,
     scheduler: str | None,
+    each: Path | None,
     as_json: bool,
 ) -> None:
     """Run a network on held-out data or your own: predictions, synaptic operations and energy per inference.
@@ -535,12 +541,15 @@ def simulate(
     \b
     Example: s3nn-deploy simulate model.pt --target loihi --samples 100
              s3nn-deploy simulate model.pt --input many.npy --scheduler tcp://10.0.0.1:8786
-             s3nn-deploy simulate model.pt --input images.npy --engine onednn
+             s3nn-deploy simulate model.pt --input images.npy --engine onednn --each counts.npz
     """
+    import numpy as np
+
     from s3nn_deploy import pricing, report
     from s3nn_deploy import targets as shipped
     from s3nn_deploy.cluster import processors
     from s3nn_deploy.document import machines
+    from s3nn_deploy.files import replacing
     from s3nn_deploy.model import load
     from s3nn_deploy.simulation import simulate as run
 
@@ -558,8 +567,13 @@ def simulate(
             jobs=jobs or processors(),
             scheduler=scheduler,
             engine=engine,
+            each=each is not None,
             progress=advance,
         )
+    if each is not None:
+        with replacing(each) as temporary, temporary.open("wb") as stream:
+            arrays: dict[str, Any] = {"predictions": made.predictions, **made.each}
+            np.savez(stream, **arrays)
     bill, twins = None, {}
     if made.counts is not None:
         bill = pricing.price(made.counts, chosen, rate)

@@ -6,7 +6,7 @@ on who computed them. Memory grows by some 30 bytes a sample; the samples may be
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from s3nn_deploy import cluster, machine
 from s3nn_deploy.backends import BACKENDS, run
-from s3nn_deploy.counts import Totals
+from s3nn_deploy.counts import Totals, narrow
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.intnet import IntNet, from_plain, to_plain
 from s3nn_deploy.machine import Machine
@@ -40,6 +40,8 @@ class Simulation:
         counts: of all samples, where the backend counts.
         machines: for each machine that was asked for its figures, or why the network does not run on it.
         correct: how many predictions equal the labels, where there are labels.
+        each: where it was asked for, of each sample every count, and every figure of the first machine: arrays [N] by
+            "counts/POPULATION/KIND" and "machine/POPULATION/FIGURE".
     """
 
     backend: str
@@ -48,6 +50,7 @@ class Simulation:
     counts: Totals | None
     machines: tuple[machine.Summary | DeployError, ...]
     correct: int | None
+    each: Mapping[str, NDArray[np.unsignedinteger[Any]]] = field(default_factory=dict)
 
     def rate(self, population: str) -> float:
         """The share of a population's neurons that fired, over all samples."""
@@ -67,6 +70,7 @@ def simulate(
     batch: int | None = None,
     jobs: int = 1,
     scheduler: str | None = None,
+    each: bool = False,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Simulation:
     """Run `net` on integers `x` [N, *input shape] in batches; equal for every `batch`, `jobs` and `scheduler`.
@@ -79,6 +83,7 @@ def simulate(
         batch: samples at a time; default at most `BATCH`.
         jobs: threads of this process, for the engines `OURS`.
         scheduler: the address of a Dask scheduler whose workers compute instead.
+        each: keep the counts of each sample and population: kinds * populations numbers a sample.
         progress: called with (samples done, samples in all).
 
     Raises:
@@ -91,7 +96,7 @@ def simulate(
         raise DeployError(f"backend {backend!r}", "runs on this machine only", hint=f"Choose {' or '.join(OURS)}.")
     placed = [_placed(net, each) for each in machines]
     placements = tuple(p if isinstance(p, machine.Placement) else None for p in placed)
-    kept: dict[int, tuple[NDArray[Any], dict[str, NDArray[Any]]]] = {}
+    kept: dict[int, tuple[Any, ...]] = {}
     names: dict[int, str] = {}
     whole, done = None, 0
     with _pool(jobs if backend in OURS else 1, scheduler) as pool:
@@ -103,17 +108,17 @@ def simulate(
             for start in range(0, len(x), size):
                 some = x[start : start + size]
                 steps = None if told is None else partial(_advance, told, start, len(some), len(x))
-                yield _run, held, some, backend, file, engine, placements, steps
+                yield _run, held, some, backend, file, engine, placements, each, steps
 
         for number, part in cluster.in_turn(pool, tasks()):
-            kept[number], names[number] = (part.predictions, dict(part.samples)), part.backend
+            kept[number], names[number] = (part.predictions, dict(part.samples), dict(part.each)), part.backend
             whole = part if whole is None else _together(whole, part)
             done += len(part.predictions)
             progress(done, len(x))
     assert whole is not None
     ordered = [kept[number] for number in sorted(kept)]
-    predictions = np.concatenate([found for found, _ in ordered])
-    samples = {kind: np.concatenate([rows.pop(kind) for _, rows in ordered]) for kind in list(whole.samples)}
+    predictions = np.concatenate([found for found, *_ in ordered])
+    samples, each_sample = (_concatenated([rows[at] for rows in ordered]) for at in (1, 2))
     return Simulation(
         ", then ".join(dict.fromkeys(names[number] for number in sorted(names))),
         predictions,
@@ -121,12 +126,13 @@ def simulate(
         Totals(whole.populations, samples) if samples else None,
         tuple(map(_outcome, placed, whole.machines)),
         None if labels is None else int((predictions == labels).sum()),
+        each_sample,
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """What is kept of one batch: `predictions` and `samples` of each of its samples, the rest of all of them together."""
+    """What is kept of one batch: `predictions`, `samples` and `each` of each of its samples, the rest of all together."""
 
     backend: str
     predictions: NDArray[np.unsignedinteger[Any]]
@@ -134,6 +140,12 @@ class _Part:
     populations: Mapping[str, Mapping[str, int]]
     fired: Mapping[str, NDArray[np.int64]]
     machines: tuple[machine.Summary | None, ...]
+    each: Mapping[str, NDArray[np.unsignedinteger[Any]]]
+
+
+def _concatenated(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The rows of all parts, which are emptied on the way."""
+    return {kind: np.concatenate([part.pop(kind) for part in parts]) for kind in list(parts[0])}
 
 
 def _together(a: _Part, b: _Part) -> _Part:
@@ -156,18 +168,29 @@ def _run(
     file: Path | None,
     engine: str,
     placements: tuple[machine.Placement | None, ...],
+    each: bool,
     steps: Callable[[int, int], None] | None,
 ) -> _Part:
     """One batch, in a thread or on a worker."""
     trace = run(net, x, backend, file, *([steps] if steps is not None else []), engine=engine)
     totals = Totals({}, {}) if trace.counts is None else trace.counts.totals
+    figures = [None if p is None else machine.figures(net, p, x, trace.spikes) for p in placements]
+    events = {"counts": trace.counts.events} if each and trace.counts is not None else {}
+    if each and figures and figures[0] is not None:
+        events["machine"] = figures[0].events
     return _Part(
         trace.backend,
         trace.predictions.astype(np.min_scalar_type(net.readout.size)),
         totals.samples,
         totals.populations,
         {name: spikes.sum(axis=0, dtype=np.int64) for name, spikes in trace.spikes.items()},
-        tuple(None if p is None else machine.figures(net, p, x, trace.spikes).summary for p in placements),
+        tuple(None if found is None else found.summary for found in figures),
+        {
+            f"{of}/{p}/{kind}": narrow(row)
+            for of, ps in events.items()
+            for p, ks in ps.items()
+            for kind, row in ks.items()
+        },
     )
 
 

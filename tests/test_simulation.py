@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from nets import ZOO, random_net, samples
 from test_machine import ROOMY, Memory
 
-from s3nn_deploy import cli, cluster, formats, targets
+from s3nn_deploy import cli, cluster, formats, machine, targets
 from s3nn_deploy.backends import emulator
 from s3nn_deploy.errors import DeployError
+from s3nn_deploy.formats import npz
 from s3nn_deploy.intnet import IntNet
 from s3nn_deploy.simulation import Simulation, simulate
 
@@ -35,6 +36,7 @@ def plain(made: Simulation) -> dict[str, Any]:
     return found | {
         "predictions": made.predictions.tolist(),
         "fired": {name: neurons.tolist() for name, neurons in made.fired.items()},
+        "each": {name: row.tolist() for name, row in made.each.items()},
         "machines": [str(m) if isinstance(m, DeployError) else m.plain() for m in made.machines],
     }
 
@@ -52,8 +54,8 @@ def test_a_simulation_depends_neither_on_batches_nor_on_threads_nor_on_order(
     net = random_net(seed, max_side=5)
     x = samples(net, n, seed)
     labels = np.arange(n) % net.readout.size
-    whole = simulate(net, x, labels, machines=machines(), batch=n)
-    assert plain(simulate(net, x, labels, machines=machines(), batch=batch, jobs=jobs)) == plain(whole)
+    whole = simulate(net, x, labels, machines=machines(), batch=n, each=True)
+    assert plain(simulate(net, x, labels, machines=machines(), batch=batch, jobs=jobs, each=True)) == plain(whole)
     order = np.random.default_rng(seed).permutation(n)
     turned = simulate(net, x[order], labels[order], machines=machines(), batch=batch, jobs=jobs)
     assert turned.predictions.tolist() == whole.predictions[order].tolist()
@@ -65,6 +67,28 @@ def test_a_simulation_depends_neither_on_batches_nor_on_threads_nor_on_order(
     }
     assert plain(turned)["machines"] == plain(whole)["machines"]
     assert plain(turned)["fired"] == plain(whole)["fired"]
+
+
+def test_each_sample_is_counted_by_population_and_written(tmp_path: Path) -> None:
+    net = ZOO["residual"]
+    x = samples(net, 21)
+    npz.write(net, tmp_path / "net.npz")
+    np.save(tmp_path / "x.npy", x)
+    arguments = ["simulate", str(tmp_path / "net.npz"), "--input", str(tmp_path / "x.npy"), "--each"]
+    done = CliRunner().invoke(cli.main, [*arguments, str(tmp_path / "each.npz")])
+    assert done.exit_code == 0, done.output
+    trace = emulator.run(net, x)
+    assert trace.counts is not None
+    events = {f"counts/{p}/{kind}": row for p, kinds in trace.counts.events.items() for kind, row in kinds.items()}
+    target = targets.load("emulator")
+    assert target.machine is not None
+    figures = machine.figures(net, machine.place(net, target.machine), x, trace.spikes).events
+    events |= {f"machine/{p}/{kind}": row for p, kinds in figures.items() for kind, row in kinds.items()}
+    with np.load(tmp_path / "each.npz") as found:
+        assert set(found.files) == {"predictions", *events}
+        assert found["predictions"].tolist() == trace.predictions.tolist()
+        assert all(found[name].tolist() == row.tolist() for name, row in events.items())
+    assert simulate(net, x).each == {}
 
 
 @pytest.mark.parametrize("name", ["lenet", "residual"])
