@@ -89,7 +89,7 @@ def fan_out(layer: Any, shape: tuple[int, ...], device: torch.device | str = "cp
 
     It is the gradient of the sum over a layer whose weights are all one.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast(torch.device(device).type, enabled=False):
         x = torch.zeros((1, *shape), device=device, requires_grad=True)
         if isinstance(layer, torch.nn.MaxPool2d):
             out = F.avg_pool2d(x, layer.kernel_size, layer.stride, layer.padding, divisor_override=1)

@@ -129,12 +129,18 @@ def to_plain(program: Program) -> dict[str, Any]:
             "inputs": list(op.inputs),
             "shape": list(op.shape),
             "where": op.where,
-            "constants": {key: program.constant(op, key) for key in op.constants},
+            "constants": {key: _narrowed(program.constant(op, key)) for key in op.constants},
             "attributes": dict(op.attributes),
         }
         for op in program.ops
     ]
     return {"schema": SCHEMA, "input": {"shape": list(program.input.shape), "bits": program.input.bits}, "ops": ops}
+
+
+def _narrowed(constant: Tensor) -> Tensor:
+    """As int8 what float32 holds of integers from -127 to 127: a quarter of the bytes."""
+    fits = constant.dtype == torch.float32 and bool(((constant.round() == constant) & (constant.abs() < 128)).all())
+    return constant.to(torch.int8) if fits else constant
 
 
 def from_plain(plain: Mapping[str, Any]) -> Program:
@@ -178,8 +184,11 @@ def _op_from_plain(plain: Mapping[str, Any]) -> Op:
     if kind not in KINDS or not re.fullmatch(r"[a-z0-9_]+", name):
         raise ValueError(f"unknown operation {kind!r} ({name!r})")
     constants = {str(k): t for k, t in plain["constants"].items()}
-    if not all(isinstance(t, Tensor) and t.dtype in (torch.float32, torch.float64) for t in constants.values()):
-        raise ValueError(f"operation {name!r} has constants that are not float tensors")
+    if not all(
+        isinstance(t, Tensor) and t.dtype in (torch.float32, torch.float64, torch.int8) for t in constants.values()
+    ):
+        raise ValueError(f"operation {name!r} has constants that are not tensors of floats or of 8-bit integers")
+    constants = {key: t.to(torch.float32) if t.dtype == torch.int8 else t for key, t in constants.items()}
     attributes = {str(k): tuple(v) if isinstance(v, list | tuple) else v for k, v in plain["attributes"].items()}
     inputs, shape = tuple(str(i) for i in plain["inputs"]), tuple(int(n) for n in plain["shape"])
     arity = {"join": 2, "concat": len(inputs)}.get(kind, 1)

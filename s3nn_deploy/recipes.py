@@ -28,7 +28,9 @@ class Recipe:
         bits: width of the weights, where a layer does not say otherwise.
         step: "rule" (from the weights in each pass) or "learned", see `nn.STEPS`.
         surrogate: a name in `surrogate.SURROGATES`.
-        epochs, batch_size, learning_rate, weight_decay, label_smoothing: of AdamW with a cosine schedule.
+        optimiser: "adamw" (arXiv 1711.05101), or "muon" (arXiv 2502.16982): orthogonal updates of the weights of hidden
+            layers, and AdamW at a tenth of the learning rate for everything else.
+        epochs, batch_size, learning_rate, weight_decay, label_smoothing: of the optimiser, with a cosine schedule.
         warm_up: epochs in which the learning rate rises linearly from zero, before the cosine.
         shift: augmentation; images are moved by up to that many pixels, at random.
         flip: augmentation; every other image is mirrored left to right, at random.
@@ -37,6 +39,9 @@ class Recipe:
         synops_weight: of that in the loss: synops_weight * max(0, synops / synops_target - 1).
         distil: share of the loss that is learned from the full-precision ReLU twin, which is then trained first (0 to 1).
         temperature: of that distillation (arXiv 1503.02531).
+        amp: convolutions and linear layers in bfloat16 while training. Spikes, pixels and integer weights are exact in it; sums
+            are rounded to eight bits, and batch norm, surrogates and the optimiser stay in float32. What is deployed is hardened
+            and counted in float32, as ever.
         seed: of everything.
         measured: what was reached with it, where and by which command.
     """
@@ -49,6 +54,7 @@ class Recipe:
     bits: int = 8
     step: str = "rule"
     surrogate: str = "s2nn"
+    optimiser: str = "adamw"
     epochs: int = 30
     batch_size: int = 64
     learning_rate: float = 2e-3
@@ -62,6 +68,7 @@ class Recipe:
     synops_weight: float = 1.0
     distil: float = 0.0
     temperature: float = 2.0
+    amp: bool = False
     seed: int = 0
     measured: Mapping[str, Any] = field(default_factory=dict)
 
@@ -76,7 +83,7 @@ _LAYERS = {
     "pool": set(),
     "block": {"stride", "bits"},
 }
-_STEPS = ("rule", "learned")
+_CHOICES = {"step": ("rule", "learned"), "optimiser": ("adamw", "muon")}
 _RANGES = {
     **dict.fromkeys(("epochs", "batch_size"), (1, math.inf)),
     **dict.fromkeys(("bits", "input_bits"), (1, 8)),
@@ -153,8 +160,9 @@ def parse(name: str, table: Mapping[str, Any], where: str) -> Recipe:
         if not low <= value <= high:
             expected = f"at least {low:g}" if value < low or high == math.inf else f"at most {high:g}"
             raise DeployError(where, f"key {key!r}", expected=expected, got=str(value))
-    if recipe.step not in _STEPS:
-        raise DeployError(where, "key 'step'", expected=" or ".join(_STEPS), got=repr(recipe.step))
+    for key, words in _CHOICES.items():
+        if getattr(recipe, key) not in words:
+            raise DeployError(where, f"key {key!r}", expected=" or ".join(words), got=repr(getattr(recipe, key)))
     for index, layer in enumerate(recipe.layers):
         place = f"{where}, layers[{index}]"
         kind = next((k for k in _LAYERS if isinstance(layer, dict) and k in layer), None)

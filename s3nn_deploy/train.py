@@ -1,6 +1,6 @@
-"""Training: AdamW with a cosine schedule on a recipe's module, resumable after any epoch, ending with a hardened model.pt.
+"""Training: a cosine schedule on a recipe's module, resumable after any epoch, ending with a hardened model.pt.
 
-There is no mixed precision: float16 or bfloat16 sums are no longer the integers that the hardware sums.
+A recipe's `amp` rounds the sums of training; the hardened model's are the integers that the hardware sums, in any case.
 """
 
 import json
@@ -226,19 +226,20 @@ def _fit(fit: _Fit, out: Path, resume: bool, log: Any, report: Report) -> None:
     """Train the module in place, and leave metrics and the resumable state beside `out`."""
     module, recipe, group = fit.module, fit.recipe, fit.group
     module.to(group.device)
-    optimiser = torch.optim.AdamW(_parameter_groups(module, recipe.weight_decay), lr=recipe.learning_rate)
+    optimisers = _optimisers(module, recipe)
     started, history = 0, []
     if resume:
         state = _load_resume(_state(out), recipe)
         module.load_state_dict(state["module"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         started, history = state["epoch"], list(state["history"])
     shared = module if group.count == 1 else torch.nn.parallel.DistributedDataParallel(module)
     per_epoch = math.ceil(len(fit.data.train_x) / recipe.batch_size)
     before, total = fit.stage[0] * recipe.epochs, fit.stage[1] * recipe.epochs * per_epoch
     for epoch in range(started, recipe.epochs):
         steps = partial(_steps, report, (before + epoch) * per_epoch, total)
-        result = _epoch(fit, shared, optimiser, epoch, steps)
+        result = _epoch(fit, shared, optimisers, epoch, steps)
         history.append(json.dumps({**asdict(result), "seconds": round(result.seconds, 3)}))
         if group.first:
             write_text(_metrics(out), "\n".join(history) + "\n")
@@ -249,7 +250,7 @@ def _fit(fit: _Fit, out: Path, resume: bool, log: Any, report: Report) -> None:
                         "epoch": epoch + 1,
                         "history": history,
                         "module": module.state_dict(),
-                        "optimiser": optimiser.state_dict(),
+                        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
                     },
                     temporary,
                 )
@@ -262,13 +263,18 @@ def _steps(report: Report, before: int, total: int, step: int) -> None:
 
 
 def _epoch(
-    fit: _Fit, module: torch.nn.Module, optimiser: torch.optim.Optimizer, epoch: int, report: Callable[[int], None]
+    fit: _Fit,
+    module: torch.nn.Module,
+    optimisers: list[torch.optim.Optimizer],
+    epoch: int,
+    report: Callable[[int], None],
 ) -> Epoch:
     clock, recipe, data, group = time.perf_counter(), fit.recipe, fit.data, fit.group
     draw = np.random.default_rng((recipe.seed, epoch))
     order = draw.permutation(len(data.train_x))
     per_epoch = math.ceil(len(order) / recipe.batch_size)
     module.train()
+    autocast = torch.autocast(torch.device(group.device).type, torch.bfloat16, enabled=recipe.amp)
     loss_sum, correct, seen, synops, passes = 0.0, 0.0, 0.0, 0.0, 0
     fired: dict[str, torch.Tensor] = {}
     with observing(module) as activity:
@@ -280,19 +286,23 @@ def _epoch(
             share = slice(group.rank * mine, (group.rank + 1) * mine) if group.count > 1 else slice(None)
             x = torch.from_numpy(images[share]).to(group.device, torch.float32)
             y = torch.from_numpy(data.train_y[chosen][share]).to(group.device)
-            for parameters in optimiser.param_groups:
-                parameters["lr"] = learning_rate(recipe, epoch + step / per_epoch)
+            for optimiser, share in zip(optimisers, RATES, strict=False):
+                for parameters in optimiser.param_groups:
+                    parameters["lr"] = share * learning_rate(recipe, epoch + step / per_epoch)
             activity.clear()
-            logits = module(x)
+            with autocast:
+                logits = module(x)
             loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
             if fit.teacher is not None:
-                taught = _distillation(logits, fit.teacher, x, recipe.temperature)
+                with autocast:
+                    taught = _distillation(logits, fit.teacher, x, recipe.temperature)
                 loss = (1 - recipe.distil) * loss + recipe.distil * taught
             if recipe.synops_target:
                 loss = loss + recipe.synops_weight * (activity.total / recipe.synops_target - 1).clamp(min=0)
-            optimiser.zero_grad()
+            module.zero_grad()
             loss.backward()
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
             loss_sum += float(loss.detach()) * len(x)
             correct += float((logits.argmax(1) == y).sum())
             seen, passes = seen + len(x), passes + 1
@@ -392,13 +402,36 @@ def augmented(x: np.ndarray, recipe: Recipe, draw: np.random.Generator) -> np.nd
     return x
 
 
-def _parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on synapses only, not on batch norm and biases."""
-    decayed = [p for p in module.parameters() if p.ndim > 1]
+RATES = (1.0, 0.1)
+"""Shares of the learning rate: of a recipe's optimiser, and of AdamW beside Muon."""
+
+
+def _optimisers(module: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon for the weights of hidden layers with AdamW for the rest; no decay on batch norm and biases."""
+    matrices = [p for p in module.parameters() if p.ndim > 1]
+    others: list[dict[str, Any]] = [{"params": [p for p in module.parameters() if p.ndim <= 1], "weight_decay": 0.0}]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimiser == "adamw":
+        return [torch.optim.AdamW([{"params": matrices, "weight_decay": decay}, *others], lr=rate)]
+    hidden = [p for p in matrices[:-1] if p[0].numel() > 1]  # the last one reads out
+    left = [p for p in matrices if not any(p is h for h in hidden)]
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": [p for p in module.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        _Muon(hidden, rate, decay),
+        torch.optim.AdamW([{"params": left, "weight_decay": decay}, *others], lr=RATES[1] * rate),
     ]
+
+
+class _Muon(torch.optim.Muon):
+    """torch's takes matrices: the weights of a convolution are one here, [outputs, all the rest]."""
+
+    def __init__(self, weights: list[torch.nn.Parameter], rate: float, decay: float) -> None:
+        self.weights = weights
+        super().__init__([weight.detach().flatten(1) for weight in weights], lr=rate, weight_decay=decay)
+
+    def step(self, closure: Any = None) -> Any:
+        for matrix, weight in zip(self.param_groups[0]["params"], self.weights, strict=True):
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+        return super().step(closure)
 
 
 def _fingerprint(recipe: Recipe) -> str:

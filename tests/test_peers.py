@@ -208,7 +208,9 @@ def test_qonnx_is_exact_on_every_quantised_onnx_file_and_hls4ml_on_chains_of_den
 
 def test_a_peer_is_given_only_files_of_its_kind(tmp_path):
     path = formats.export(nets.ZOO["mlp"], tmp_path / "net.onnx", "onnx", qonnx=True)
-    with pytest.raises(DeployError, match=r"peer 'norse': expected a .nir file, got .*net.onnx. NIR: s3nn-deploy export"):
+    with pytest.raises(
+        DeployError, match=r"peer 'norse': expected a .nir file, got .*net.onnx. NIR: s3nn-deploy export"
+    ):
         peers.conformance([path], ["norse"])
     other = formats.export(nets.ZOO["mlp"], tmp_path / "net.npz", "emulator")
     with pytest.raises(DeployError, match=r"net.npz: expected a .nir or .onnx file, got '.npz'"):

@@ -13,11 +13,13 @@ import torch
 
 import s3nn_deploy as s3
 from s3nn_deploy import data, recipes
+from s3nn_deploy.activity import fan_out
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.model import load_model
-from s3nn_deploy.train import correct_predictions, health, train
+from s3nn_deploy.train import _optimisers, correct_predictions, health, train
 
 SMALL = ("epochs=5", "layers=[{conv = 12, kernel = 3, padding = 1}, {pool = 2}, {linear = 32}]")
+FASTER = ("optimiser=muon", "learning_rate=0.02", "amp=true")
 
 
 def small(*settings: str) -> recipes.Recipe:
@@ -42,7 +44,8 @@ def test_a_run_learns_repeats_itself_and_leaves_its_metrics(tmp_path: Path) -> N
     assert converted.net.provenance["test_correct"] == first.correct
 
 
-def test_resuming_after_a_kill_gives_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [SMALL, (*SMALL, *FASTER)], ids=["adamw", "muon-amp"])
+def test_resuming_after_a_kill_gives_the_same_weights(settings: tuple[str, ...], tmp_path: Path) -> None:
     out = tmp_path / "killed.pt"
     command = [
         sys.executable,
@@ -50,7 +53,7 @@ def test_resuming_after_a_kill_gives_the_same_weights(tmp_path: Path) -> None:
         "s3nn_deploy.cli",
         "train",
         "digits-conv",
-        *(p for s in SMALL for p in ("--set", s)),
+        *(p for s in settings for p in ("--set", s)),
     ]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
     subprocess.run([*command, "--out", str(tmp_path / "whole.pt")], check=True, **quiet)
@@ -68,6 +71,42 @@ def test_resuming_after_a_kill_gives_the_same_weights(tmp_path: Path) -> None:
     for a, b in zip(want, got, strict=True):
         assert all(torch.equal(a["constants"][key], b["constants"][key]) for key in a["constants"])
     assert len(metrics.read_text().splitlines()) == 5
+
+
+def test_muon_moves_hidden_weights_alike_in_every_direction() -> None:
+    recipe = small("optimiser=muon", "learning_rate=0.5", "weight_decay=0.0")
+    module = recipes.build(recipe, (1, 8, 8), 10)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    muon, adamw = _optimisers(module, recipe)
+    torch.manual_seed(0)
+    module(torch.randint(0, 16, (64, 1, 8, 8)).float())[:, 3].sum().backward()
+    muon.step()
+    moved = {name: (p.detach() - before[name]).flatten(1) for name, p in module.named_parameters() if p.ndim > 1}
+    assert not moved.pop("readout.weight").any()
+    assert set(moved) == {"conv1.weight", "fc3.weight"}
+    for change in moved.values():
+        sizes = torch.linalg.svdvals(change / 0.5 / max(1, len(change) / change.shape[1]) ** 0.5)
+        assert sizes[0] < 1.4
+        assert (sizes > 0.5).sum() > 0.5 * len(sizes)
+    adamw.step()
+    assert all(not torch.equal(p, before[n]) for n, p in module.named_parameters() if n not in moved and p.grad.any())
+
+
+def test_mixed_precision_trains_and_what_comes_out_is_exact(tmp_path: Path) -> None:
+    digits = data.load("digits")
+    made = train(small(*FASTER), digits, tmp_path / "m.pt")
+    assert made.accuracy > 0.8
+    converted = load_model(made.path)
+    assert converted.net.provenance["recipe"]["amp"] is True
+    x = digits.quantised(4).test_x
+    assert s3.verify(made.path, x, backends=["reference", "emulator"]).equal
+    assert correct_predictions(converted, x, digits.test_y) == made.correct
+
+
+def test_mixed_precision_counts_synapses_exactly() -> None:
+    layer = s3.nn.IntLinear(3, 1001)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fan_out(layer, (3,)).tolist() == [1001.0] * 3
 
 
 @pytest.mark.parametrize("step", ["rule", "learned"])
@@ -185,6 +224,8 @@ def test_recipes_refuse_what_they_do_not_know(tmp_path: Path) -> None:
         ("layers=[{conv = 0}]", "a positive integer"),
         ("layers=[{block = 3, kernel = 3}]", "unknown key 'kernel' in a block layer"),
         ("step=learnt", "rule or learned"),
+        ("optimiser=sgd", "adamw or muon"),
+        ("amp=1", "true or false"),
     ):
         with pytest.raises(DeployError, match=words):
             recipes.load("digits-conv", (setting,))
