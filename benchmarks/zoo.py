@@ -6,7 +6,8 @@
 
 For each recipe: models/NAME.pt and its certificate (every backend against PyTorch, real Lava included; kept where it holds), the
 model card models/NAME.md, the recipe's [measured] table, and the table of all of them in docs/training.md. A --variant is
-trained with the setting, unless runs/NAME-KEY=VALUE.pt is there, and goes into the table only. Exit code 1 if a backend differs.
+trained with the setting, unless runs/NAME-KEY=VALUE.pt is there, and goes into the table only. --twin trains the full-precision ReLU
+twin by the same recipe, too, for comparison. Exit code 1 if a backend differs.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import json
 import os
 import sys
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from s3nn_deploy.model import load_model
 from s3nn_deploy.pricing import Bill, price
 from s3nn_deploy.recipes import Recipe
 from s3nn_deploy.report import synapses
-from s3nn_deploy.train import train
+from s3nn_deploy.train import fit, train
+from s3nn_deploy.twins import relu
 from s3nn_deploy.verification import verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,8 +172,8 @@ def write_measured(name: str, key: str, facts: dict[str, Any]) -> None:
 def table() -> str:
     """All measured recipes and their variants, Markdown."""
     rows = [
-        "| recipe | held-out accuracy | firing | synaptic operations | nJ | trained by |",
-        "|---|---|---|---|---|---|",
+        "| recipe | held-out accuracy | full-precision twin | firing | synaptic operations | nJ | trained by |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in recipes.names():
         measured = dict(recipes.load(name).measured)
@@ -179,14 +181,32 @@ def table() -> str:
         for facts in [measured, *variants]:
             if "synops" in facts:
                 setting = f", {facts['setting']}" if "setting" in facts else ""
+                twin = f"{facts['twin']:.2%}" if "twin" in facts else "-"
                 rows.append(
-                    f"| {name}{setting} | {facts['accuracy']:.2%} ({facts['correct']:,} of {facts['total']:,}) "
+                    f"| {name}{setting} | {facts['accuracy']:.2%} ({facts['correct']:,} of {facts['total']:,}) | {twin} "
                     f"| {facts['firing']:.1%} | {facts['synops']:,} | {facts['nj']:,} | `{facts['command']}` |"
                 )
     return "\n".join(rows) + "\n"
 
 
-def ship(name: str, folder: Path | None, trained: Path | None, variants: list[str]) -> bool:
+def twin_accuracy(recipe: Recipe, dataset: Dataset) -> float:
+    """The held-out accuracy of the recipe's network with float32 weights and ReLU, trained by the same recipe."""
+    torch.manual_seed(recipe.seed)
+    module = relu(recipes.build(recipe, dataset.train_x.shape[1:], len(dataset.classes)))
+    out = Path("runs") / f"{recipe.name}-twin"
+    out.parent.mkdir(exist_ok=True)
+    fit(module, replace(recipe, distil=0.0, synops_target=0), dataset, out, _say(f"{recipe.name}, twin"))
+    tested = dataset.quantised(recipe.input_bits)
+    module.eval()
+    with torch.no_grad():
+        parts = [
+            module(torch.from_numpy(tested.test_x[i : i + BATCH]).float()).argmax(1).numpy()
+            for i in range(0, len(tested.test_y), BATCH)
+        ]
+    return float((np.concatenate(parts) == tested.test_y).mean())
+
+
+def ship(name: str, folder: Path | None, trained: Path | None, variants: list[str], twin: bool) -> bool:
     """Train (or take), measure, verify and write down one recipe; whether all backends were equal."""
     recipe = recipes.load(name)
     dataset = data.load(recipe.data, folder)
@@ -194,13 +214,9 @@ def ship(name: str, folder: Path | None, trained: Path | None, variants: list[st
     model = MODELS / f"{name}.pt"
     command = f"s3nn-deploy train {name}"
     if trained is not None:
-        same = load_model(trained).net.provenance.get("recipe", {})
-        if {**same, "measured": {}, "summary": "", "name": ""} != {
-            **recipe.plain(),
-            "measured": {},
-            "summary": "",
-            "name": "",
-        }:
+        plain = {k: v for k, v in load_model(trained).net.provenance.get("recipe", {}).items() if k != "name"}
+        by = recipes.parse(name, plain, str(trained))
+        if replace(by, summary=recipe.summary, measured=recipe.measured) != recipe:
             sys.exit(f"{trained} was trained by another recipe than {name}")
         with replacing(model) as temporary:
             temporary.write_bytes(trained.read_bytes())
@@ -213,6 +229,8 @@ def ship(name: str, folder: Path | None, trained: Path | None, variants: list[st
         certificate.write(verify(model, tested.test_x[:100]), model)
     certified = json.loads(place.read_text(encoding="utf-8"))
     facts, equal = facts_of(found, command), certified["verdict"] == "equal"
+    if twin or "twin" in recipe.measured:
+        facts["twin"] = round(twin_accuracy(recipe, dataset), 4) if twin else recipe.measured["twin"]
     write_measured(name, "measured", facts)
     write_text(MODELS / f"{name}.md", card(recipe, model, found, certified, facts))
     print(f"{name}: {facts['accuracy']:.2%}, {facts['synops']:,} synops, equal: {equal}", flush=True)
@@ -242,10 +260,11 @@ def main() -> None:
     parser.add_argument(
         "--variant", action="append", default=[], metavar="KEY=VALUE", help="train this as well; may be repeated"
     )
+    parser.add_argument("--twin", action="store_true", help="train the full-precision ReLU twin as well")
     options = parser.parse_args()
     if options.trained and len(options.names) != 1:
         parser.error("--trained goes with one recipe")
-    equal = [ship(name, options.data, options.trained, options.variant) for name in options.names]
+    equal = [ship(name, options.data, options.trained, options.variant, options.twin) for name in options.names]
     pages.put(PAGE, "zoo", table())
     sys.exit(0 if all(equal) else 1)
 
