@@ -286,9 +286,9 @@ def _epoch(
             share = slice(group.rank * mine, (group.rank + 1) * mine) if group.count > 1 else slice(None)
             x = torch.from_numpy(images[share]).to(group.device, torch.float32)
             y = torch.from_numpy(data.train_y[chosen][share]).to(group.device)
-            for optimiser, share in zip(optimisers, RATES, strict=False):
+            for optimiser, factor in zip(optimisers, RATES, strict=False):
                 for parameters in optimiser.param_groups:
-                    parameters["lr"] = share * learning_rate(recipe, epoch + step / per_epoch)
+                    parameters["lr"] = factor * learning_rate(recipe, epoch + step / per_epoch)
             activity.clear()
             with autocast:
                 logits = module(x)

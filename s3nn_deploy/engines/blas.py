@@ -28,7 +28,6 @@ MANY = 64
 SHORT = 16
 """Source values in one row of a kernel below which gathering takes another order (measured: 7 times faster at 3)."""
 
-
 Grid = tuple[int, int, int]
 
 
@@ -148,7 +147,11 @@ Way = _Gathered | _Apart | _Winograd
 
 
 class _Potentials:
-    """The membrane potentials of a layer, slab by slab, in the type that its sums are exact in."""
+    """The membrane potentials of a layer, slab by slab, in the type that its sums are exact in.
+
+    Attributes:
+        few: the way of each afferent for fewer than `MANY` tiles.
+    """
 
     def __init__(self, layer: Layer) -> None:
         self.layer, self.dtype = layer, exact_dtype(layer.bound)
@@ -161,7 +164,7 @@ class _Potentials:
     def many(self) -> list[Way]:
         """The ways for `MANY` tiles and more."""
         ways, bound = list(self.few), 4 * self.layer.bound
-        for index, afferent in enumerate(self.layer.afferents):
+        for index, afferent in enumerate(self.layer.afferents if bound < EXACT_FLOAT32 else ()):
             if afferent.maximum == 1 and winograd.pays(afferent.conv, self.layer.grid):
                 quadruple = winograd.weights(afferent.conv)
                 bound += winograd.bound(quadruple)

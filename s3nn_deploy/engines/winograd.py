@@ -69,7 +69,7 @@ def drive(spikes: NDArray[np.int8], weight: NDArray[np.float32], room: NDArray[n
     shape = (n, rows // 2 - 1, columns - 1)
     count, outputs = shape[0] * shape[1] * shape[2], weight.shape[2]
     seen = room[: 16 * count * channels].reshape(4, 4, *shape, channels)
-    d0, d1, d2, d3 = (spikes[:, i : rows - 2 + i : 2] if i < 2 else spikes[:, i::2] for i in range(4))
+    d0, d1, d2, d3 = (spikes[:, i : rows - 2 + i : 2] for i in range(4))
     for one, (a, b, combine) in zip(
         seen, ((d0, d2, np.subtract), (d1, d2, np.add), (d2, d1, np.subtract), (d1, d3, np.subtract)), strict=True
     ):
