@@ -41,7 +41,7 @@ test-crosscheck: setup  ## set up SANA-FE and NeuroBench apart and count again w
 	@test -x .crosscheck/bin/python || $(PYTHON) -m venv .crosscheck
 	.crosscheck/bin/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
 	.crosscheck/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary -e '.[crosscheck]'
-	S3NN_CROSSCHECK_REQUIRED=1 .crosscheck/bin/python -m pytest -m crosscheck
+	S3NN_CROSSCHECK_REQUIRED=1 .crosscheck/bin/python -m pytest tests/test_crosscheck.py
 
 bench: setup  ## set up other tools apart in .bench and time every engine beside them (docs/speed.md)
 	@test -x .bench/bin/python || $(PYTHON) -m venv .bench

@@ -230,8 +230,11 @@ def sample(run: Runner, x: np.ndarray, repeat: int, clock: str) -> tuple[float, 
     return (wall if clock == "wall" else used) / repeat, max(0.0, busy() - others - used) / wall
 
 
-def measure(made: dict[str, Runner], x: np.ndarray, rounds: int, clock: str) -> dict[str, tuple[float, float, int]]:
-    """For each runner the median of its seconds, its interquartile range over it, and how many samples were quiet."""
+def measure(
+    made: dict[str, Runner], x: np.ndarray, rounds: int, clock: str
+) -> tuple[dict[str, tuple[float, float, int]], dict[str, float]]:
+    """For each runner the median of its seconds, its interquartile range over it, and how many samples were quiet; and for
+    each that counts, the median over the rounds of what that adds, one right after the other, as a share."""
     order = np.random.default_rng(0)
     repeat, taken = {}, {label: [] for label in made}
     for label, run in made.items():
@@ -240,10 +243,11 @@ def measure(made: dict[str, Runner], x: np.ndarray, rounds: int, clock: str) -> 
         run(x)
         repeat[label] = max(1, int(SECONDS / (time.perf_counter() - start)))
     for number in range(rounds):
-        for label in order.permutation(list(made)):
-            time.sleep(PAUSE)
-            made[label](x)
-            taken[label].append(sample(made[label], x, repeat[label], clock))
+        for first in order.permutation([label for label in made if not label.endswith(UNCOUNTED)]):
+            for label in (first, first + UNCOUNTED) if first + UNCOUNTED in made else (first,):
+                time.sleep(PAUSE)
+                made[label](x)
+                taken[label].append(sample(made[label], x, repeat[label], clock))
         if sys.stderr.isatty():
             print(f"\r  round {number + 1} of {rounds}", end="", file=sys.stderr)
     found = {}
@@ -252,7 +256,10 @@ def measure(made: dict[str, Runner], x: np.ndarray, rounds: int, clock: str) -> 
         kept = sorted(quiet if clock == "wall" and len(quiet) >= 3 else [seconds for seconds, _ in samples])
         low, high = kept[len(kept) // 4], kept[-1 - len(kept) // 4]
         found[label] = statistics.median(kept), (high - low) / statistics.median(kept), len(quiet)
-    return found
+    pairs = {
+        label: zip(taken[label], taken[label + UNCOUNTED], strict=True) for label in made if label + UNCOUNTED in made
+    }
+    return found, {label: statistics.median(a[0] / b[0] - 1 for a, b in both) for label, both in pairs.items()}
 
 
 def lava_sentence(net: IntNet, few: int = 8, many: int = 1032) -> str:
@@ -344,16 +351,13 @@ def table(name: str, batches: list[int], rounds: int, clock: str, threads: int) 
     for batch in batches:
         print(f"{name}, batch {batch}", file=sys.stderr)
         x = speed_nets.inputs(net.input, batch)
-        made = measure(checked(runners(net, threads), net, x), x, rounds, clock)
+        made, added = measure(checked(runners(net, threads), net, x), x, rounds, clock)
         base = made[BASE][0]
         for label, (seconds, range_, calm) in made.items():
             cells.setdefault(label, {})[batch] = f"{batch / seconds:,.0f} | {base / seconds:.2f}"
             quiet.append(calm)
             spread.append(range_)
-        for label in ENGINES:
-            if label in made:
-                more = made[label][0] / made[label + UNCOUNTED][0] - 1
-                counting.append(f"{label.split()[0]} {more:+.0%} at {batch}")
+        counting += [f"{label.split()[0]} {more:+.0%} at {batch}" for label, more in added.items()]
     firing = float(np.mean([s.mean() for s in emulator.forward(net, x, "numpy").spikes.values()]))
     with tempfile.TemporaryDirectory() as folder:
         used = memory(npz.write(net, Path(folder) / "net.npz"), batches[-1])
@@ -386,7 +390,7 @@ def curve(rounds: int, clock: str, threads: int, batch: int = 16) -> str:
         x = speed_nets.inputs(net.input, batch)
         trace = emulator.forward(net, x, "numpy")
         made = {label: engine(net, kind, True) for label, kind in ENGINES.items()} | {BASE: folded(net)}
-        for label, (seconds, _, _) in measure(checked(iter(made.items()), net, x), x, rounds, clock).items():
+        for label, (seconds, _, _) in measure(checked(iter(made.items()), net, x), x, rounds, clock)[0].items():
             rows.setdefault(label, []).append(1e3 * seconds / batch)
         rates.append(float(np.mean([s.mean() for n, s in trace.spikes.items() if n != "pool"])))
         operations.append(float(trace.counts.total("synops").mean()))

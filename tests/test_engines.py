@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import ZOO, assert_same, random_net, samples, weights, with_thresholds
@@ -32,6 +34,26 @@ def assert_exact(net: IntNet, x: np.ndarray, engine: str) -> str:
     assert_same(got, reference.run(net, x))
     assert got.counts == emulator.run(net, x, engine="numpy").counts
     return got.backend
+
+
+class Hands:
+    """The emulator's threads, and the first row of each part that they get."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, count: int) -> "Hands":
+        self.pool = ThreadPoolExecutor(count)
+        return self
+
+    def map(self, compute, parts):
+        parts = list(parts)
+        self.rows += [part.start for part in parts]
+        return self.pool.map(compute, parts)
+
+
+def blas_threads() -> list[int]:
+    return [library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
 
 
 def extremes(net: IntNet, seed: int = 0) -> np.ndarray:
@@ -71,6 +93,25 @@ def saturating(bits: int = 8) -> list[IntNet]:
 def test_every_engine_gives_the_same_traces_and_counts(name, engine):
     net = ZOO[name]
     assert assert_exact(net, samples(net, 23), engine).startswith(f"emulator ({engine}")
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("cores", [2, 3])
+def test_cores_that_share_a_batch_give_the_same_traces_and_counts(name, cores, monkeypatch):
+    net = ZOO[name]
+    for size in (2 * cores, 23):
+        x = samples(net, size)
+        want = emulator.run(net, x, engine="numpy")
+        monkeypatch.setattr(emulator, "TOGETHER", 0)
+        monkeypatch.setattr(emulator, "_hands", hands := Hands())
+        with threadpoolctl.threadpool_limits(cores, "blas"):
+            got = emulator.run(net, x, engine="numpy")
+            assert set(blas_threads()) == {cores}
+        assert sorted(hands.rows) == [size * core // cores for core in range(cores)]
+        assert_same(got, want)
+        assert_same(got, reference.run(net, x))
+        assert got.counts == want.counts
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("engine", FAST)
