@@ -41,7 +41,7 @@ class Recipe:
         temperature: of that distillation (arXiv 1503.02531).
         amp: convolutions and linear layers in bfloat16 while training. Spikes, pixels and integer weights are exact in it; sums
             are rounded to eight bits, and batch norm, surrogates and the optimiser stay in float32. What is deployed is hardened
-            and counted in float32, as ever.
+            and counted in float32, as ever. Without effect on a processor that has no bfloat16 products.
         seed: of everything.
         measured: what was reached with it, where and by which command.
     """

@@ -165,6 +165,7 @@ def train(
             "test_correct": correct,
             "test_total": len(data.test_y),
             "device": device,
+            "bfloat16": recipe.amp and bfloat16(torch.device(group.device).type),
             "processes": group.count,
         }
         save_model(converted.program, out, data.train_x.shape[1:], recipe.input_bits, data.classes, provenance)
@@ -173,6 +174,11 @@ def train(
     correct = int(group.sum(correct)[0])
     seconds = time.perf_counter() - clock
     return Trained(out, _metrics(out), correct, len(data.test_y), seconds, sha256(out), group.first)
+
+
+def bfloat16(kind: str) -> bool:
+    """Whether a kind of device has bfloat16 products; a processor without them would be many times slower with them."""
+    return kind != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def fit(
@@ -274,7 +280,8 @@ def _epoch(
     order = draw.permutation(len(data.train_x))
     per_epoch = math.ceil(len(order) / recipe.batch_size)
     module.train()
-    autocast = torch.autocast(torch.device(group.device).type, torch.bfloat16, enabled=recipe.amp)
+    kind = torch.device(group.device).type
+    autocast = torch.autocast(kind, torch.bfloat16, enabled=recipe.amp and bfloat16(kind))
     loss_sum, correct, seen, synops, passes = 0.0, 0.0, 0.0, 0.0, 0
     fired: dict[str, torch.Tensor] = {}
     with observing(module) as activity:

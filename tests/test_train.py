@@ -103,6 +103,16 @@ def test_mixed_precision_trains_and_what_comes_out_is_exact(tmp_path: Path) -> N
     assert correct_predictions(converted, x, digits.test_y) == made.correct
 
 
+def test_a_processor_without_bfloat16_trains_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s3nn_deploy.train.bfloat16", lambda kind: False)
+    digits, weights = data.load("digits"), []
+    for amp in ("true", "false"):
+        made = train(small(f"amp={amp}", "epochs=1"), digits, tmp_path / f"{amp}.pt")
+        weights.append(s3.load(made.path))
+        assert weights[-1].provenance["bfloat16"] is False
+    assert weights[0] == weights[1]
+
+
 def test_mixed_precision_counts_synapses_exactly() -> None:
     layer = s3.nn.IntLinear(3, 1001)
     with torch.autocast("cpu", torch.bfloat16):
