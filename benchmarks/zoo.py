@@ -33,7 +33,7 @@ from s3nn_deploy.model import load_model
 from s3nn_deploy.pricing import Bill, price
 from s3nn_deploy.recipes import Recipe
 from s3nn_deploy.report import synapses
-from s3nn_deploy.train import fit, train
+from s3nn_deploy.train import classified, fit, train
 from s3nn_deploy.twins import relu
 from s3nn_deploy.verification import verify
 
@@ -137,6 +137,16 @@ def card(recipe: Recipe, model: Path, found: Measured, certified: dict[str, Any]
 
 def facts_of(found: Measured, command: str) -> dict[str, Any]:
     """The recipe's [measured] table."""
+    made = found.net.provenance
+    version, device = made["torch"].partition("+")[0], made.get("device", "cpu")
+    recipe, here = (
+        made["recipe"],
+        f"a virtual machine with {os.cpu_count()} cores, {certificate.processor()}, PyTorch {version} for CPU",
+    )
+    where = here if device == "cpu" else f"one {device}, PyTorch {version}"
+    if (epochs := made.get("epochs", recipe["epochs"])) < recipe["epochs"]:
+        where += f", stopped after {epochs} of {recipe['epochs']} epochs"
+    twin = {"twin": round(made["twin_correct"] / found.total, 4)} if "twin_correct" in made else {}
     return {
         "accuracy": round(found.correct / found.total, 4),
         "correct": found.correct,
@@ -144,9 +154,9 @@ def facts_of(found: Measured, command: str) -> dict[str, Any]:
         "firing": round(found.firing, 4),
         "synops": round(found.mean("synops")),
         "nj": round(found.bill.distribution.mean),
-        "command": command,
-        "hardware": f"a virtual machine with {os.cpu_count()} cores, {certificate.processor()}, PyTorch "
-        f"{torch.__version__.partition('+')[0]} for CPU",
+        "command": command if device == "cpu" else f"{command} --device cuda",
+        "hardware": where,
+        **twin,
     }
 
 
@@ -189,24 +199,18 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def twin_accuracy(recipe: Recipe, dataset: Dataset) -> float:
+def twin_accuracy(recipe: Recipe, dataset: Dataset, device: str) -> float:
     """The held-out accuracy of the recipe's network with float32 weights and ReLU, trained by the same recipe."""
     torch.manual_seed(recipe.seed)
     module = relu(recipes.build(recipe, dataset.train_x.shape[1:], len(dataset.classes)))
     out = Path("runs") / f"{recipe.name}-twin"
     out.parent.mkdir(exist_ok=True)
-    fit(module, replace(recipe, distil=0.0, synops_target=0), dataset, out, _say(f"{recipe.name}, twin"))
+    fit(module, replace(recipe, distil=0.0, synops_target=0), dataset, out, _say(f"{recipe.name}, twin"), device)
     tested = dataset.quantised(recipe.input_bits)
-    module.eval()
-    with torch.no_grad():
-        parts = [
-            module(torch.from_numpy(tested.test_x[i : i + BATCH]).float()).argmax(1).numpy()
-            for i in range(0, len(tested.test_y), BATCH)
-        ]
-    return float((np.concatenate(parts) == tested.test_y).mean())
+    return classified(module, tested.test_x, tested.test_y, device) / len(tested.test_y)
 
 
-def ship(name: str, folder: Path | None, trained: Path | None, variants: list[str], twin: bool) -> bool:
+def ship(name: str, folder: Path | None, trained: Path | None, variants: list[str], twin: bool, device: str) -> bool:
     """Train (or take), measure, verify and write down one recipe; whether all backends were equal."""
     recipe = recipes.load(name)
     dataset = data.load(recipe.data, folder)
@@ -221,7 +225,7 @@ def ship(name: str, folder: Path | None, trained: Path | None, variants: list[st
         with replacing(model) as temporary:
             temporary.write_bytes(trained.read_bytes())
     elif not model.is_file():
-        train(recipe, dataset, model, report=_say(name))
+        train(recipe, dataset, model, device=device, report=_say(name))
         model.with_name(f"{name}.pt.metrics.jsonl").unlink()
     found = measure(model, tested)
     place = certificate.place(model)
@@ -229,15 +233,15 @@ def ship(name: str, folder: Path | None, trained: Path | None, variants: list[st
         certificate.write(verify(model, tested.test_x[:100]), model)
     certified = json.loads(place.read_text(encoding="utf-8"))
     facts, equal = facts_of(found, command), certified["verdict"] == "equal"
-    if twin or "twin" in recipe.measured:
-        facts["twin"] = round(twin_accuracy(recipe, dataset), 4) if twin else recipe.measured["twin"]
+    if "twin" not in facts and (twin or "twin" in recipe.measured):
+        facts["twin"] = round(twin_accuracy(recipe, dataset, device), 4) if twin else recipe.measured["twin"]
     write_measured(name, "measured", facts)
     write_text(MODELS / f"{name}.md", card(recipe, model, found, certified, facts))
     print(f"{name}: {facts['accuracy']:.2%}, {facts['synops']:,} synops, equal: {equal}", flush=True)
     for setting in variants:
         out = Path("runs") / f"{name}-{setting}.pt"
         if not out.is_file():
-            train(recipes.load(name, (setting,)), dataset, out, report=_say(f"{name}, {setting}"))
+            train(recipes.load(name, (setting,)), dataset, out, device=device, report=_say(f"{name}, {setting}"))
         variant = facts_of(measure(out, tested), f"{command} --set {setting}")
         write_measured(name, setting, variant)
         print(f"{name}, {setting}: {variant['accuracy']:.2%}", flush=True)
@@ -261,10 +265,12 @@ def main() -> None:
         "--variant", action="append", default=[], metavar="KEY=VALUE", help="train this as well; may be repeated"
     )
     parser.add_argument("--twin", action="store_true", help="train the full-precision ReLU twin as well")
+    parser.add_argument("--device", default="cpu", help="where it trains: cpu or cuda")
     options = parser.parse_args()
     if options.trained and len(options.names) != 1:
         parser.error("--trained goes with one recipe")
-    equal = [ship(name, options.data, options.trained, options.variant, options.twin) for name in options.names]
+    how = options.data, options.trained, options.variant, options.twin, options.device
+    equal = [ship(name, *how) for name in options.names]
     pages.put(PAGE, "zoo", table())
     sys.exit(0 if all(equal) else 1)
 

@@ -21,14 +21,23 @@ class Activity:
             has one entry for each.
         synops: of each layer the synaptic operations that it receives per sample, a scalar with the spikes' gradient;
             for what pixels drive there are none.
+        means: `mean`'s, with the spikes themselves, until `clear`.
     """
 
     rates: dict[str, Tensor] = field(default_factory=dict)
     synops: dict[str, Tensor] = field(default_factory=dict)
+    means: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def clear(self) -> None:
         self.rates.clear()
         self.synops.clear()
+        self.means.clear()
+
+    def mean(self, spikes: Tensor) -> Tensor:
+        """The mean over the samples, taken once of what several layers read."""
+        if id(spikes) not in self.means:
+            self.means[id(spikes)] = spikes, spikes.mean(0)
+        return self.means[id(spikes)][1]
 
     @property
     def total(self) -> Tensor:
@@ -51,14 +60,14 @@ def observing(module: torch.nn.Module) -> Iterator[Activity]:
     fans: dict[tuple[Any, ...], Tensor] = {}
 
     def fired(name: str, spikes: Tensor) -> None:
-        rate = spikes.detach().mean((0, *range(2, spikes.ndim)))
+        rate = activity.mean(spikes).detach().reshape(spikes.shape[1], -1).mean(1)
         if name in activity.rates and activity.rates[name].shape != rate.shape:
             name = f"{name} ({len(rate)} channels)"
         activity.rates[name] = activity.rates[name] + rate if name in activity.rates else rate
 
     def received(name: str, layer: torch.nn.Module, spikes: Tensor) -> None:
         if spikes.requires_grad:
-            mean = spikes.mean(0)
+            mean = activity.mean(spikes)
             key = name, id(layer), mean.shape
             if key not in fans:
                 fans[key] = fan_out(layer, mean.shape, mean.device)

@@ -191,6 +191,9 @@ def targets(name: str | None, as_json: bool) -> None:
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
 )
 @click.option("--resume", is_flag=True, help="Go on after an interruption, from <out>.resume.")
+@click.option(
+    "--finish", is_flag=True, help="Train no further: make the model of the last whole epoch in <out>.resume."
+)
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where to train.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard's event files.")
 @click.option("--json", "as_json", is_flag=True, help="Print plain data.")
@@ -200,6 +203,7 @@ def train(
     out: Path,
     settings: tuple[str, ...],
     resume: bool,
+    finish: bool,
     device: str,
     tensorboard: Path | None,
     as_json: bool,
@@ -236,7 +240,9 @@ def train(
             click.echo(f"{text}  firing {rates or '-'}  about {left / 60:.0f} min left", err=True)
 
     with _progress(f"Training {chosen.name}") as advance:
-        made = training.train(chosen, dataset, out, resume=resume, device=device, tensorboard=tensorboard, report=show)
+        made = training.train(
+            chosen, dataset, out, resume=resume, finish=finish, device=device, tensorboard=tensorboard, report=show
+        )
     if not made.first:
         return
     if as_json:

@@ -119,6 +119,7 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
+    finish: bool = False,
     device: str = "cpu",
     tensorboard: str | Path | None = None,
     report: Report = lambda *_: None,
@@ -131,6 +132,7 @@ def train(
     (batch norm sees only that share) and the first one writes.
 
     Args:
+        finish: train no further, but harden what an interrupted run has left in `<out>.resume`.
         tensorboard: a folder for TensorBoard's event files.
         report: called with (steps done, steps in all, the epoch that has just ended or None), in the first process.
 
@@ -144,15 +146,18 @@ def train(
     data, out = data.quantised(recipe.input_bits), Path(out)
     clock = time.perf_counter()
     with _events(tensorboard) as log:
-        teacher, stages = None, 1
-        if recipe.distil:
+        teacher, stages, twin_correct = None, 1, {}
+        if recipe.distil and not finish:
             twin, twin_out, stages = replace(recipe, distil=0.0, synops_target=0), out.with_name(out.name + ".twin"), 2
             teacher = relu(_fresh(recipe, data))
             again = resume and _state(twin_out).exists()
             _fit(_Fit(teacher, twin, data, group, (0, stages)), twin_out, again, log, report)
+            if group.first:
+                twin_correct = {"twin_correct": classified(teacher, data.test_x, data.test_y, group.device)}
             resume = resume and _state(out).exists()  # else it was interrupted while the twin trained
         module = _fresh(recipe, data)
-        _fit(_Fit(module, recipe, data, group, (stages - 1, stages), teacher), out, resume, log, report)
+        last = _Fit(module, recipe, data, group, (stages - 1, stages), teacher)
+        made = _fit(last, out, resume or finish, log, report, finish)
     correct = 0
     if group.first:
         converted = conversion(capture(module.cpu(), data.train_x.shape[1:], recipe.input_bits))
@@ -161,12 +166,10 @@ def train(
             **converted.net.provenance,
             "recipe": recipe.plain(),
             "data": data.name,
-            "torch": torch.__version__,
             "test_correct": correct,
             "test_total": len(data.test_y),
-            "device": device,
-            "bfloat16": recipe.amp and bfloat16(torch.device(group.device).type),
-            "processes": group.count,
+            **twin_correct,
+            **made,
         }
         save_model(converted.program, out, data.train_x.shape[1:], recipe.input_bits, data.classes, provenance)
         for name in (out, out.with_name(out.name + ".twin")):
@@ -182,13 +185,18 @@ def bfloat16(kind: str) -> bool:
 
 
 def fit(
-    module: torch.nn.Module, recipe: Recipe, data: Dataset, out: str | Path, report: Report = lambda *_: None
+    module: torch.nn.Module,
+    recipe: Recipe,
+    data: Dataset,
+    out: str | Path,
+    report: Report = lambda *_: None,
+    device: str = "cpu",
 ) -> None:
     """Train any `module` in place by a recipe's data and schedule; metrics and a resumable state lie beside `out`, as `train` does.
 
     Its layers may be others than the recipe's: a twin (`twins`), or a network of your own. Nothing is converted.
     """
-    _fit(_Fit(module, recipe, data.quantised(recipe.input_bits), processes("cpu")), Path(out), False, None, report)
+    _fit(_Fit(module, recipe, data.quantised(recipe.input_bits), processes(device)), Path(out), False, None, report)
 
 
 def correct_predictions(converted: Conversion, x: np.ndarray, y: np.ndarray, batch: int = 512) -> int:
@@ -197,6 +205,14 @@ def correct_predictions(converted: Conversion, x: np.ndarray, y: np.ndarray, bat
         int((pytorch.run(converted, x[i : i + batch]).predictions == y[i : i + batch]).sum())
         for i in range(0, len(x), batch)
     )
+
+
+def classified(module: torch.nn.Module, x: np.ndarray, y: np.ndarray, device: str = "cpu", batch: int = 500) -> int:
+    """How many of the samples `module`, such as a twin, classifies as `y` says, on the device where it is."""
+    module.eval()
+    with torch.no_grad():
+        parts = [module(_on(device, x[i : i + batch]).float()).argmax(1).cpu().numpy() for i in range(0, len(x), batch)]
+    return int((np.concatenate(parts) == y).sum())
 
 
 def _fresh(recipe: Recipe, data: Dataset) -> torch.nn.Module:
@@ -228,25 +244,37 @@ class _Fit:
         return self.stage[0] + 1 < self.stage[1]
 
 
-def _fit(fit: _Fit, out: Path, resume: bool, log: Any, report: Report) -> None:
-    """Train the module in place, and leave metrics and the resumable state beside `out`."""
+def _fit(fit: _Fit, out: Path, resume: bool, log: Any, report: Report, finish: bool = False) -> dict[str, Any]:
+    """Train the module in place, leave metrics and the resumable state beside `out`, and say how it was made.
+
+    `finish` trains no further than the state that it resumes.
+    """
     module, recipe, group = fit.module, fit.recipe, fit.group
     module.to(group.device)
     optimisers = _optimisers(module, recipe)
     started, history = 0, []
+    made: dict[str, Any] = {}
+    kind = torch.device(group.device).type
     if resume:
         state = _load_resume(_state(out), recipe)
         module.load_state_dict(state["module"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-        started, history = state["epoch"], list(state["history"])
+        started, history, made = state["epoch"], list(state["history"]), state.get("made", {})
     shared = module if group.count == 1 else torch.nn.parallel.DistributedDataParallel(module)
     per_epoch = math.ceil(len(fit.data.train_x) / recipe.batch_size)
     before, total = fit.stage[0] * recipe.epochs, fit.stage[1] * recipe.epochs * per_epoch
-    for epoch in range(started, recipe.epochs):
+    for epoch in range(started, started if finish else recipe.epochs):
         steps = partial(_steps, report, (before + epoch) * per_epoch, total)
         result = _epoch(fit, shared, optimisers, epoch, steps)
         history.append(json.dumps({**asdict(result), "seconds": round(result.seconds, 3)}))
+        made = {
+            "epochs": epoch + 1,
+            "torch": str(torch.__version__),
+            "device": torch.cuda.get_device_name() if kind == "cuda" else kind,
+            "bfloat16": recipe.amp and bfloat16(kind),
+            "processes": group.count,
+        }
         if group.first:
             write_text(_metrics(out), "\n".join(history) + "\n")
             with replacing(_state(out)) as temporary:
@@ -255,6 +283,7 @@ def _fit(fit: _Fit, out: Path, resume: bool, log: Any, report: Report) -> None:
                         "recipe": _fingerprint(recipe),
                         "epoch": epoch + 1,
                         "history": history,
+                        "made": made,
                         "module": module.state_dict(),
                         "optimisers": [optimiser.state_dict() for optimiser in optimisers],
                     },
@@ -262,6 +291,7 @@ def _fit(fit: _Fit, out: Path, resume: bool, log: Any, report: Report) -> None:
                 )
             _log(log, result)
         report((before + epoch + 1) * per_epoch, total, result)
+    return made
 
 
 def _steps(report: Report, before: int, total: int, step: int) -> None:
@@ -282,7 +312,8 @@ def _epoch(
     module.train()
     kind = torch.device(group.device).type
     autocast = torch.autocast(kind, torch.bfloat16, enabled=recipe.amp and bfloat16(kind))
-    loss_sum, correct, seen, synops, passes = 0.0, 0.0, 0.0, 0.0, 0
+    totals = torch.zeros(3, dtype=torch.float64, device=group.device)  # read once an epoch: a GPU would wait each time
+    seen, passes = 0, 0
     fired: dict[str, torch.Tensor] = {}
     with observing(module) as activity:
         for step in range(per_epoch):
@@ -291,8 +322,7 @@ def _epoch(
             if mine < 2:  # batch norm has no variance of one sample
                 continue
             share = slice(group.rank * mine, (group.rank + 1) * mine) if group.count > 1 else slice(None)
-            x = torch.from_numpy(images[share]).to(group.device, torch.float32)
-            y = torch.from_numpy(data.train_y[chosen][share]).to(group.device)
+            x, y = _on(group.device, images[share]).float(), _on(group.device, data.train_y[chosen][share])
             for optimiser, factor in zip(optimisers, RATES, strict=False):
                 for parameters in optimiser.param_groups:
                     parameters["lr"] = factor * learning_rate(recipe, epoch + step / per_epoch)
@@ -310,10 +340,10 @@ def _epoch(
             loss.backward()
             for optimiser in optimisers:
                 optimiser.step()
-            loss_sum += float(loss.detach()) * len(x)
-            correct += float((logits.argmax(1) == y).sum())
+            right = (logits.argmax(1) == y).sum()
+            with torch.no_grad():
+                totals += torch.stack([loss.to(totals) * len(x), right.to(totals), activity.total.to(totals) * len(x)])
             seen, passes = seen + len(x), passes + 1
-            synops += float(activity.total.detach()) * len(x)
             for name, rate in activity.rates.items():
                 name = name.removeprefix("module.")  # DDP's
                 fired[name] = fired[name] + rate if name in fired else rate
@@ -322,7 +352,7 @@ def _epoch(
         raise DeployError(
             f"data set {data.name!r}", expected="at least two training samples a process", got=str(len(order))
         )
-    loss_sum, correct, synops, seen = group.sum(loss_sum, correct, synops, seen)
+    loss_sum, correct, synops, samples = group.sum(*totals.tolist(), seen)
     by_channel = {
         name: [channel / passes / group.count for channel in group.sum(*total.tolist())]
         for name, total in fired.items()
@@ -330,8 +360,25 @@ def _epoch(
     means, dead, advice = health(by_channel)
     seconds = time.perf_counter() - clock
     return Epoch(
-        epoch + 1, fit.twin, loss_sum / seen, correct / seen, round(synops / seen, 1), means, dead, advice, seconds
+        epoch + 1,
+        fit.twin,
+        loss_sum / samples,
+        correct / samples,
+        round(synops / samples, 1),
+        means,
+        dead,
+        advice,
+        seconds,
     )
+
+
+def _on(device: str, array: np.ndarray) -> torch.Tensor:
+    """The array as a tensor on `device`; images lie there with their channels last, as a GPU's convolutions want them."""
+    tensor = torch.from_numpy(array)
+    if not device.startswith("cuda"):
+        return tensor.to(device)
+    there = tensor.pin_memory().to(device, non_blocking=True)
+    return there.contiguous(memory_format=torch.channels_last) if there.ndim == 4 else there
 
 
 def _distillation(logits: torch.Tensor, teacher: torch.nn.Module, x: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -448,7 +495,7 @@ def _fingerprint(recipe: Recipe) -> str:
 
 
 def _load_resume(path: Path, recipe: Recipe) -> dict[str, Any]:
-    hint = "Start without --resume."
+    hint = "Start without --resume and --finish."
     if not path.is_file():
         raise DeployError(str(path), "there is nothing to resume", hint=hint)
     try:

@@ -72,6 +72,7 @@ def test_distillation_trains_the_twin_first_and_learns_from_it(tmp_path: Path) -
     assert [(line["twin"], line["synops"], line["rates"]) for line in twin] == [(True, 0.0, {})] * 2
     assert [line["twin"] for line in _lines(taught.metrics)] == [False] * 2
     assert s3.load(alone.path) != s3.load(taught.path)
+    assert 36 < s3.load(taught.path).provenance["twin_correct"] <= 360
     left = sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("taught"))
     assert left == ["taught.pt", "taught.pt.metrics.jsonl", "taught.pt.twin.metrics.jsonl"]
 

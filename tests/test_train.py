@@ -16,7 +16,7 @@ from s3nn_deploy import data, recipes
 from s3nn_deploy.activity import fan_out
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.model import load_model
-from s3nn_deploy.train import _optimisers, correct_predictions, health, train
+from s3nn_deploy.train import Epoch, _optimisers, correct_predictions, health, train
 
 SMALL = ("epochs=5", "layers=[{conv = 12, kernel = 3, padding = 1}, {pool = 2}, {linear = 32}]")
 FASTER = ("optimiser=muon", "learning_rate=0.02", "amp=true")
@@ -71,6 +71,24 @@ def test_resuming_after_a_kill_gives_the_same_weights(settings: tuple[str, ...],
     for a, b in zip(want, got, strict=True):
         assert all(torch.equal(a["constants"][key], b["constants"][key]) for key in a["constants"])
     assert len(metrics.read_text().splitlines()) == 5
+
+
+def test_an_interrupted_run_can_be_finished_as_it_is(tmp_path: Path) -> None:
+    digits, out = data.load("digits"), tmp_path / "m.pt"
+
+    def interrupt(_done: int, _total: int, epoch: Epoch | None) -> None:
+        if epoch is not None and epoch.epoch == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small(), digits, out, report=interrupt)
+    assert not out.exists()
+    made = train(small(), digits, out, finish=True)
+    assert load_model(out).net.provenance["epochs"] == 4
+    assert len(made.metrics.read_text().splitlines()) == 4
+    assert made.accuracy > 0.8
+    with pytest.raises(DeployError, match="nothing to resume"):
+        train(small(), digits, out, finish=True)
 
 
 def test_muon_moves_hidden_weights_alike_in_every_direction() -> None:
