@@ -25,7 +25,7 @@ def table(*columns: str, title: str | None = None) -> Table:
             column.lstrip(">"),
             justify="right" if column.startswith(">") else "left",
             overflow="fold",
-            no_wrap=column != "synapses",
+            no_wrap=column not in ("synapses", "summary"),
         )
     return made
 
