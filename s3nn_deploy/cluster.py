@@ -112,7 +112,7 @@ def workers(scheduler: str) -> Iterator[Pool]:
         raise DeployError(where, "Dask's distributed is not installed", hint=hint) from error
     try:
         client = Client(scheduler, timeout=CONNECT, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AssertionError) as error:  # the last: its loop had no turn within 10 s
         hint = "Start one with `dask scheduler`, and `dask worker tcp://HOST:8786` on each machine."
         raise DeployError(where, f"does not answer ({error})", hint=hint) from error
     try:
