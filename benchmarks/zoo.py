@@ -139,11 +139,9 @@ def facts_of(found: Measured, command: str) -> dict[str, Any]:
     """The recipe's [measured] table."""
     made = found.net.provenance
     version, device = made["torch"].partition("+")[0], made.get("device", "cpu")
-    recipe, here = (
-        made["recipe"],
-        f"a virtual machine with {os.cpu_count()} cores, {certificate.processor()}, PyTorch {version} for CPU",
-    )
-    where = here if device == "cpu" else f"one {device}, PyTorch {version}"
+    recipe, where = made["recipe"], f"one {device}, PyTorch {version}"
+    if device == "cpu":
+        where = f"a virtual machine with {os.cpu_count()} cores, {certificate.processor()}, PyTorch {version} for CPU"
     if (epochs := made.get("epochs", recipe["epochs"])) < recipe["epochs"]:
         where += f", stopped after {epochs} of {recipe['epochs']} epochs"
     twin = {"twin": round(made["twin_correct"] / found.total, 4)} if "twin_correct" in made else {}

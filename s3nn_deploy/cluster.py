@@ -114,7 +114,7 @@ def workers(scheduler: str) -> Iterator[Pool]:
         client = Client(scheduler, timeout=CONNECT, set_as_default=False)
     except (OSError, ValueError, TypeError, AssertionError) as error:  # the last: its loop had no turn within 10 s
         hint = "Start one with `dask scheduler`, and `dask worker tcp://HOST:8786` on each machine."
-        raise DeployError(where, f"does not answer ({error})", hint=hint) from error
+        raise DeployError(where, f"does not answer ({error or type(error).__name__})", hint=hint) from error
     try:
         client.wait_for_workers(1, timeout=CONNECT)
 

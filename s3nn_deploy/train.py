@@ -260,7 +260,7 @@ def _fit(fit: _Fit, out: Path, resume: bool, log: Any, report: Report, finish: b
         module.load_state_dict(state["module"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-        started, history, made = state["epoch"], list(state["history"]), state.get("made", {})
+        started, history, made = state["epoch"], list(state["history"]), state["made"]
     shared = module if group.count == 1 else torch.nn.parallel.DistributedDataParallel(module)
     per_epoch = math.ceil(len(fit.data.train_x) / recipe.batch_size)
     before, total = fit.stage[0] * recipe.epochs, fit.stage[1] * recipe.epochs * per_epoch
