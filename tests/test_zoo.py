@@ -45,8 +45,8 @@ def test_card_certificate_and_recipe_are_those_of_the_file(path: Path) -> None:
     )
     assert plain["verdict"] == "equal"
     ran = {row["backend"] for row in plain["run"]["backends"]}
-    assert ran >= {"emulator", "onnx"}
-    assert ran | plain["run"]["not_run"].keys() >= {"reference", "lava"}
+    assert ran >= {"reference", "emulator", "onnx"}
+    assert "lava" in ran or "lava" in plain["run"]["not_run"]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
