@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import pages, speed_nets
+from benchmarks import pages, qdq, speed_nets
 from s3nn_deploy.backends import emulator, reference
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.files import write_text
@@ -158,18 +158,22 @@ PEERS = {
 }
 
 
-def onnx_runtime(net: IntNet, threads: int) -> Runner:
-    """ONNX Runtime on our float export."""
+def onnx_runtime(model: bytes, threads: int) -> Runner:
     import onnxruntime
 
-    from s3nn_deploy.formats import onnx
-
-    with tempfile.TemporaryDirectory() as folder:
-        model = onnx.write(net, Path(folder) / "net.onnx").read_bytes()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run([onnx.OUTPUT], {INPUT: x})[0]
+    (readout,) = (output.name for output in session.get_outputs())
+    return lambda x: session.run([readout], {INPUT: x})[0]
+
+
+def exported(net: IntNet) -> bytes:
+    """Our ONNX export."""
+    from s3nn_deploy.formats import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        return onnx.write(net, Path(folder) / "net.onnx").read_bytes()
 
 
 def engine(net: IntNet, name: str, counted: bool) -> Runner:
@@ -177,13 +181,14 @@ def engine(net: IntNet, name: str, counted: bool) -> Runner:
 
 
 def runners(net: IntNet, threads: int) -> Iterator[tuple[str, Runner]]:
-    """What can run here: our engines with and without counting, PyTorch twice, ONNX Runtime, peers."""
+    """What can run here: our engines with and without counting, PyTorch and ONNX Runtime twice, peers."""
     for label, kind in ENGINES.items():
         yield label, engine(net, kind, True)
         yield label + UNCOUNTED, engine(net, kind, False)
     yield BASE, folded(net)
     yield "PyTorch float32, channels last", folded(net, channels_last=True)
-    yield "ONNX Runtime float32", onnx_runtime(net, threads)
+    yield "ONNX Runtime float32", onnx_runtime(exported(net), threads)
+    yield "ONNX Runtime QDQ", onnx_runtime(qdq.model(net), threads)
     for label, (_, make) in PEERS.items():
         with suppress(ImportError):
             yield label, folded(net, make())

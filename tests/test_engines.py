@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import threadpoolctl
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import ZOO, assert_same, random_net, samples, weights, with_thresholds
@@ -267,3 +268,35 @@ def test_an_unknown_engine_is_refused_with_the_name_that_was_meant():
 def test_other_backends_have_no_engines():
     with pytest.raises(DeployError, match="is for the backend 'emulator'"):
         s3.run(ZOO["mlp"], samples(ZOO["mlp"]), "reference", engine="numpy")
+
+
+@pytest.mark.parametrize("engine", ["numpy", *FAST])
+@pytest.mark.parametrize(
+    ("shape", "conv"),
+    [
+        ((16, 300, 40), {"padding": (1, 1)}),  # more rows and columns of a kind than 8 bits can sum
+        ((24, 9, 33), {"stride": (2, 3)}),
+        ((17, 260, 1), {"padding": (2, 1)}),
+        ((3, 5, 300), {"padding": (0, 1)}),
+    ],
+)
+def test_sums_over_rows_and_columns_of_one_kind_are_exact(engine, shape, conv):
+    rng = np.random.default_rng(0)
+    ternary = rng.integers(-1, 2, (2, shape[0], 3, 1 if shape[2] == 1 else 3))
+    synapses = Conv2d(ternary, **conv)
+    spikes = Population("layer", (2, *synapses.out_shape(shape)[1:]), (Projection(INPUT, synapses),), threshold=[1, 0])
+    last = Population("readout", (1,), (Projection("layer", Dense(np.ones((1, spikes.size)))),), bias=[0])
+    net = check(IntNet(Input(shape, 1), (spikes, last)))
+    x = rng.integers(0, 2, (35, *shape)).astype(np.uint8)
+    x[0], x[1] = 1, 0
+    for samples_ in (x[:1], x):
+        counts = emulator.forward(net, samples_, engine).counts.events["layer"]
+        for kind, counted in (("synops", np.ones_like(ternary)), ("synops_nonzero", ternary != 0)):
+            each = torch.nn.functional.conv2d(
+                torch.tensor(samples_).double(),
+                torch.tensor(counted).double(),
+                None,
+                synapses.stride,
+                synapses.padding,
+            )
+            assert counts[kind].tolist() == each.flatten(1).sum(1).long().tolist()

@@ -4,6 +4,7 @@ Three engines (`ENGINES`) fill in the spikes, one counter reads them; all give t
 cannot express, or that fails its check when it is prepared, is run by the NumPy engine, and the trace says so.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,9 @@ START = {"numba": 10.0, "onednn": 1.5}
 TOGETHER = 2e-3
 """Seconds of work that are worth sharing among cores, each with samples of its own."""
 
+PART, LEAST = 8 << 20, 32
+"""Bytes of spikes that are made at a time, so that they are still in a cache when they are counted; samples at least."""
+
 LAYER_SECONDS, MACS_PER_SECOND = 40e-6, 60e9
 """What the NumPy engine takes: for a layer of one call, and for multiply-accumulates; on two cores (docs/speed.md)."""
 
@@ -72,35 +76,44 @@ def forward(net: IntNet, x: NDArray[np.unsignedinteger[Any]], engine: str, *, co
     prepared = _prepare(net)
     engine = engine if len(x) else "numpy"  # no kernel takes a batch of none
     steps, name, add = _steps(net, engine)
-    tallies = list(prepared.counter.tallies.values()) if counted else []
+    tallies = prepared.counter.tallies
     sums = counting.sums(prepared.counter, len(x))
     libraries = _libraries(ENGINES[engine][1])
     cores = min((library.num_threads for library in libraries.select(user_api="blas").lib_controllers), default=1)
-    share = engine == "numpy" and min(cores, len(x) // 2) > 1 and prepared.seconds(len(x)) > TOGETHER
+    # each core has samples of its own, so that all of the work is shared, and each core counts the spikes that it made
+    share = engine != "numba" and min(cores, len(x) // 2) > 1 and prepared.seconds(len(x)) > TOGETHER
+    parts = -(-len(x) // max(LEAST, PART // prepared.bytes))
+    if share:
+        parts = -(-parts // cores) * cores
     made: dict[str, NDArray[Any]] = {}
 
     def compute(rows: slice) -> dict[str, NDArray[Any]]:
-        signals: dict[str, NDArray[Any]] = {INPUT: channels_last(x[rows])}
-        for layer, step in zip(prepared.layers, steps, strict=True):
-            signals[layer.name] = step(signals)
-        part = counting.sums(prepared.counter, rows.stop - rows.start)
-        for tally in tallies:  # not between layers: there, the engines' threads would fall asleep
-            add(tally, signals[tally.source], part)
+        if share and engine == "onednn":
+            import torch
+
+            torch.get_num_threads()  # a new thread's first call would undo the limit
+        with libraries.limit(limits=1 if share or cores == 1 else None, user_api="openmp"):  # a thread's own limit
+            signals: dict[str, NDArray[Any]] = {INPUT: channels_last(x[rows])}
+            for layer, step in zip(prepared.layers, steps, strict=True):
+                signals[layer.name] = step(signals)
+            part = counting.sums(prepared.counter, rows.stop - rows.start)
+            for source, signal in signals.items():  # not between layers: there, the engines' threads would fall asleep
+                if counted and source in tallies:
+                    add(tallies[source], signal, part)
+                if source in made:
+                    made[source][rows] = signal
         sums[:, rows] = part
-        for key, whole in made.items():
-            whole[rows] = signals[key]
         return signals
 
     # BLAS's threads wait busily, on a processor that others need
     with libraries.limit(limits=1 if share or engine != "numpy" else None, user_api="blas"):
-        if share:  # each core has samples of its own, so that all of the work is shared, not only the matrix products
+        if parts > 1:
             for layer in prepared.layers:
                 made[layer.name] = np.empty((len(x), *layer.grid), np.int64 if layer.threshold is None else np.uint8)
-            edges = [len(x) * core // cores for core in range(cores + 1)]
-            list(_hands(cores).map(compute, map(slice, edges, edges[1:])))
+            edges = [len(x) * part // parts for part in range(parts + 1)]
+            list((_hands(cores).map if share else map)(compute, map(slice, edges, edges[1:])))
         else:
-            with libraries.limit(limits=1 if cores == 1 else None, user_api="openmp"):  # a thread's own limit
-                made = compute(slice(0, len(x)))
+            made = compute(slice(0, len(x)))
     counts = counting.count(prepared.counter, sums) if counted else None
     spikes = {p.name: channels_first(made[p.name], p.shape).view(np.bool_) for p in net.spiking}
     readout = channels_first(made[net.readout.name], net.readout.shape).reshape(len(x), net.readout.size)
@@ -127,6 +140,11 @@ class _Prepared:
     layers: tuple[Layer, ...]
     counter: counting.Counter
     spent: list[float] = field(default_factory=lambda: [0.0])
+
+    @property
+    def bytes(self) -> int:
+        """The spikes of one sample, a byte each."""
+        return sum(math.prod(layer.grid) for layer in self.layers)
 
     def seconds(self, samples: int) -> float:
         """What the NumPy engine takes for so many samples."""

@@ -3,9 +3,11 @@
 A spike causes as many synaptic operations as its neuron has synapses. The fan-outs of most rows of neurons are alike
 (borders, strides and weights of zero make a few kinds). So spikes are first summed over the rows of each kind, in integers,
 and then multiplied by the fan-outs of the kinds. Every count is a linear form of these sums. Products are exact: they are
-taken in a type that holds their bound.
+taken in a type that holds their bound. Fan-outs are taken apart so that float32 mostly does: what all of them have in
+common is a factor of the linear form, and of the weights that are not zero, those that are zero are counted.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,20 +19,29 @@ from s3nn_deploy.counts import KINDS, Counts
 from s3nn_deploy.engines.layers import as_conv, exact_dtype, grid
 from s3nn_deploy.intnet import INPUT, Conv2d, IntNet, consumers, signed_bits
 
+LARGEST = 255
+"""Spikes are summed in 8 bits."""
+
+CHANNELS = 16
+"""Fewer are not worth summing over columns."""
+
+SMALL = 1_000_000
+"""Multiply-accumulates up to which BLAS has a fast way for few columns; beyond, a product with each of them is faster."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """What one spike of each neuron of `source` causes: two fan-outs for each efferent projection, of all its synapses
-    and of those whose weight is not zero.
+    """What one spike of each neuron of `source` causes, as the fan-outs of which its efferent projections' are multiples.
 
     Attributes:
         graded: the source is the input, and has several bits: what is counted are values other than zero.
-        rows: the kinds of rows: the indices that are of each kind.
-        row_kinds: the same as the kind of each row, [H].
-        fan_outs: [1 + fan-outs, kinds of rows * W * C]; the first row is ones, to count spikes; in a type in which the
-            sum over all neurons is exact.
-        bounds: [1 + fan-outs], the sums when every neuron fires.
-        efferents: for each projection from the source: target population, stored weight bits, synapses in all.
+        rows, columns: the kinds of rows, and of columns within all of them: the indices that are of each kind. Where columns
+            differ too much, a row is one column of W * C channels.
+        row_kinds, column_kinds: the same as the kind of each row and column.
+        fan_outs: [fan-outs, kinds of rows * kinds of columns * C]; the first row is ones, to count spikes; in a type in
+            which the sum over all neurons is exact.
+        bounds: [fan-outs], the sums when every neuron fires.
+        efferents: the projections from the source.
         at: the tally's rows among the sums of all.
     """
 
@@ -38,10 +49,30 @@ class Tally:
     graded: bool
     rows: tuple[Any, ...]
     row_kinds: NDArray[np.int64]
+    columns: tuple[Any, ...]
+    column_kinds: NDArray[np.int64]
     fan_outs: NDArray[Any]
     bounds: tuple[int, ...]
-    efferents: tuple[tuple[str, int, int], ...]
+    efferents: tuple["Efferent", ...]
     at: slice
+
+
+@dataclass(frozen=True)
+class Efferent:
+    """A projection from a tally's source.
+
+    Attributes:
+        bits: of a stored weight.
+        synapses: in all.
+        fan_out, zeros: the fan-out of all synapses, and of those whose weight is zero: rows of `Tally.fan_outs` with the
+            factor of each.
+    """
+
+    target: str
+    bits: int
+    synapses: int
+    fan_out: Mapping[int, int]
+    zeros: Mapping[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,16 +106,19 @@ def counter(net: IntNet) -> Counter:
         column = tally.at.start
         if tally.source != INPUT:
             at[tally.source]["spikes"][column] = 1
-            at[tally.source]["messages"][column] = len({target for target, _, _ in tally.efferents})
+            at[tally.source]["messages"][column] = len({efferent.target for efferent in tally.efferents})
         kind = "macs" if tally.graded else "synops"
-        for index, (target, weight_bits, synapses) in enumerate(tally.efferents):
-            caused, nonzero, events = column + 1 + 2 * index, column + 2 + 2 * index, at[target]
-            for each, times in ((kind, 1), ("weight_bits", weight_bits), ("membrane_reads", 1), ("membrane_writes", 1)):
-                events[each][caused] += times
-            events[f"{kind}_nonzero"][nonzero] += 1
-            events["dense_macs"][0] += synapses
+        for efferent in tally.efferents:
+            events = at[efferent.target]
+            for row, factor in efferent.fan_out.items():
+                for each in (kind, f"{kind}_nonzero", "membrane_reads", "membrane_writes"):
+                    events[each][column + row] += factor
+                events["weight_bits"][column + row] += factor * efferent.bits
+            for row, factor in efferent.zeros.items():
+                events[f"{kind}_nonzero"][column + row] -= factor
+            events["dense_macs"][0] += efferent.synapses
     flat = effects.reshape(-1, width)
-    most = flat @ np.array([1, *(bound for t in tallies.values() for bound in t.bounds)])
+    most = np.abs(flat) @ np.array([1, *(bound for t in tallies.values() for bound in t.bounds)])
     return Counter(tallies, names, flat.astype(exact_dtype(int(most.max()))))
 
 
@@ -97,65 +131,95 @@ def sums(counter: Counter, samples: int) -> NDArray[Any]:
 
 def add(tally: Tally, signal: NDArray[Any], sums: NDArray[Any]) -> None:
     """Put what the spikes `signal` [N, H, W, C] of a tally's source cause into its rows of `sums`."""
-    n, height, width, channels = signal.shape
+    n, height, width = len(signal), len(tally.row_kinds), len(tally.column_kinds)
+    row = math.prod(signal.shape[2:])
     spikes = (signal != 0).view(np.uint8) if tally.graded else signal
-    by_row = _sum_alike(spikes.reshape(n, height, width * channels), tally.rows)
-    kinds = by_row.reshape(n, tally.fan_outs.shape[1]).astype(tally.fan_outs.dtype)
-    for row, fan_out in enumerate(tally.fan_outs, tally.at.start):  # one by one: BLAS is slow at few columns
+    by_row = _sum_alike(spikes.reshape(n, height, row), tally.rows)
+    by_kind = _sum_alike(by_row.reshape(-1, width, row // width), tally.columns)
+    kinds = by_kind.reshape(n, tally.fan_outs.shape[1]).astype(tally.fan_outs.dtype)
+    if kinds.size * len(tally.fan_outs) <= SMALL:
+        sums[tally.at] = tally.fan_outs @ kinds.T
+        return
+    for row, fan_out in enumerate(tally.fan_outs, tally.at.start):
         sums[row] = kinds @ fan_out
 
 
 def count(counter: Counter, sums: NDArray[Any]) -> Counts:
     """The counts of a run, from the sums of all tallies."""
-    events = (counter.effects @ sums).astype(np.int64).reshape(len(counter.populations), len(KINDS), -1)
-    return Counts(
-        {name: dict(zip(KINDS, rows, strict=True)) for name, rows in zip(counter.populations, events, strict=True)}
-    )
+    rows = iter((counter.effects @ sums).astype(np.int64))
+    return Counts({name: dict(zip(KINDS, rows, strict=False)) for name in counter.populations})
 
 
 def _tally(net: IntNet, source: str, shape: tuple[int, int, int], start: int) -> Tally:
-    efferents, maps = [], [np.ones(shape, dtype=np.int64)]
+    maps = [np.ones(shape, dtype=np.int64)]
+
+    def rows_of(fan_out: NDArray[np.int64]) -> dict[int, int]:
+        """`fan_out` as a multiple of one of `maps`."""
+        common = int(np.gcd.reduce(fan_out, axis=None))
+        if common == 0:
+            return {}
+        least = fan_out // common
+        row = next((row for row, known in enumerate(maps) if np.array_equal(known, least)), len(maps))
+        if row == len(maps):
+            maps.append(least)
+        return {row: common}
+
+    efferents = []
     for population, projection in consumers(net):
         if projection.source == source:
             conv = as_conv(net, projection)
             weight = conv.weight
-            maps += [_fan_out(conv, shape, which) for which in (np.ones(weight.shape, dtype=bool), weight != 0)]
+            every, zeros = (_fan_out(conv, shape, which) for which in (np.ones(weight.shape, dtype=bool), weight == 0))
             bits = signed_bits(int(weight.min()), int(weight.max()))
-            efferents.append((population.name, bits, int(maps[-2].sum())))
-    rows, row_kinds, fan_outs = _alike(np.stack(maps, -1))
+            efferents.append(Efferent(population.name, bits, int(every.sum()), rows_of(every), rows_of(zeros)))
     bounds = tuple(int(m.sum()) for m in maps)
-    kinds = fan_outs.reshape(-1, len(maps)).T.astype(exact_dtype(max(bounds)), order="C")
+    fan_outs = np.stack(maps, -1)
+    rows, row_kinds = _alike(fan_outs, LARGEST)
+    fan_outs = fan_outs[np.unique(row_kinds, return_index=True)[1]].swapaxes(0, 1)
+    most = LARGEST // int(np.bincount(row_kinds).max())
+    columns, column_kinds = _alike(fan_outs, most)
+    if shape[2] < CHANNELS or 2 * len(columns) > shape[1]:  # not worth a pass of its own: the row as one column
+        fan_outs = fan_outs.swapaxes(0, 1).reshape(1, len(rows), -1, len(maps))
+        columns, column_kinds = _alike(fan_outs, most)
+    fan_outs = fan_outs[np.unique(column_kinds, return_index=True)[1]].swapaxes(0, 1)
+    flat = fan_outs.reshape(-1, len(maps)).T.astype(exact_dtype(max(bounds)), order="C")
     graded, at = source == INPUT and net.input.bits > 1, slice(start, start + len(bounds))
-    return Tally(source, graded, rows, row_kinds, kinds, bounds, tuple(efferents), at)
+    return Tally(source, graded, rows, row_kinds, columns, column_kinds, flat, bounds, tuple(efferents), at)
 
 
-def _alike(fan_outs: NDArray[np.int64]) -> tuple[tuple[Any, ...], NDArray[np.int64], NDArray[np.int64]]:
-    """Which rows of `fan_outs` are alike: the indices of each kind, as slices where they are evenly spaced; the kind of
-    each row; and the fan-outs of each kind."""
-    kinds: dict[bytes, list[int]] = {}
-    for index, row in enumerate(fan_outs):
-        kinds.setdefault(row.tobytes(), []).append(index)
+def _alike(fan_outs: NDArray[np.int64], most: int) -> tuple[tuple[Any, ...], NDArray[np.int64]]:
+    """Which entries along the first axis are alike, at most `most` of a kind: the indices of each kind, as slices where they
+    are evenly spaced; and the kind of each entry."""
+    found: dict[bytes, list[list[int]]] = {}
+    for index, entry in enumerate(fan_outs):
+        kinds = found.setdefault(entry.tobytes(), [[]])
+        if len(kinds[-1]) == most:
+            kinds.append([])
+        kinds[-1].append(index)
     of = np.empty(len(fan_outs), dtype=np.int64)
-    for kind, indices in enumerate(kinds.values()):
+    every = sorted(indices for kinds in found.values() for indices in kinds)
+    for kind, indices in enumerate(every):
         of[indices] = kind
-    first = [indices[0] for indices in kinds.values()]
-    return tuple(map(_evenly, kinds.values())), of, fan_outs[first]
+    return tuple(map(_evenly, every)), of
 
 
 def _evenly(indices: list[int]) -> Any:
-    step = indices[1] - indices[0] if len(indices) > 1 else 1
-    even = slice(indices[0], indices[-1] + 1, step)
-    return even if indices == list(range(even.start, even.stop, step)) else np.array(indices)
+    if len(indices) == 1:
+        return indices[0]
+    even = slice(indices[0], indices[-1] + 1, indices[1] - indices[0])
+    return even if indices == list(range(even.start, even.stop, even.step)) else np.array(indices)
 
 
 def _sum_alike(values: NDArray[Any], kinds: tuple[Any, ...]) -> NDArray[Any]:
-    """`values` [N, H, M] of 0 and 1 summed over the rows of each kind, [N, kinds, M]."""
-    if len(kinds) == values.shape[1]:  # every row is of its own kind, in order
+    """`values` [N, A, M] summed over the entries of each kind, [N, kinds, M]; no sum exceeds `LARGEST`."""
+    if len(kinds) == values.shape[1]:  # every entry is of its own kind, in order
         return values
-    dtype = np.min_scalar_type(values.shape[1])
-    sums = np.empty((len(values), len(kinds), values.shape[2]), dtype=dtype)
+    sums = np.empty((len(values), len(kinds), values.shape[2]), dtype=np.uint8)
     for index, kind in enumerate(kinds):
-        np.add.reduce(values[:, kind], axis=1, dtype=dtype, out=sums[:, index])
+        if isinstance(kind, int):
+            sums[:, index] = values[:, kind]
+        else:
+            np.add.reduce(values[:, kind], axis=1, dtype=np.uint8, out=sums[:, index])
     return sums
 
 

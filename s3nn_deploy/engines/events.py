@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from s3nn_deploy.engines import blas
 from s3nn_deploy.engines.counting import Tally
-from s3nn_deploy.engines.layers import Afferent, Layer, Signals, Step
+from s3nn_deploy.engines.layers import Afferent, Layer, Signals, Step, identity
 
 AT_ONCE = 8
 """Rows of weights added in one pass over the sums."""
+
+NOTHING = np.empty((0, 0, 0, 0), dtype=np.uint8)
 
 ONE_AT_A_TIME = Lock()
 """Each kernel takes all processors, and not every threading layer of numba stands two callers."""
@@ -34,14 +36,22 @@ def prepare(layer: Layer) -> Step | None:
     if wide or layer.bound >= 1 << 30:
         return None
     theta = np.zeros(layer.grid[2]) if layer.threshold is None else layer.threshold
-    arguments = [_arguments(afferent) for afferent in sorted(layer.afferents, key=lambda a: -a.conv.groups)]
-    return partial(_run, layer, arguments, theta.astype(np.int32))
+    summed, skip = sorted(layer.afferents, key=lambda a: -a.conv.groups), None
+    if layer.threshold is not None and (joined := identity(layer.afferents)) is not None:
+        summed, skip = [joined[0]], (joined[1].source, joined[1].conv.weight.reshape(-1).astype(np.int32))
+    return partial(_run, layer, [_arguments(afferent) for afferent in summed], theta.astype(np.int32), skip)
 
 
 def add(tally: Tally, signal: NDArray[Any], sums: NDArray[Any]) -> None:
     """`counting.add`, compiled."""
+    channels = signal.shape[2] * signal.shape[3] // len(tally.column_kinds)
+    by_column = signal.reshape(*signal.shape[:2], len(tally.column_kinds), channels)
+    kinds = tally.row_kinds, tally.column_kinds, len(tally.rows), len(tally.columns)
+    if len(signal) == 1:  # sooner done than the other cores are awake
+        _count_one(by_column[0], *kinds, _integers(tally), sums[tally.at, 0], tally.graded)
+        return
     with ONE_AT_A_TIME:
-        _count(signal, tally.row_kinds, len(tally.rows), _integers(tally), sums[tally.at], tally.graded)
+        _count(by_column, *kinds, _integers(tally), sums[tally.at], tally.graded)
 
 
 @lru_cache(maxsize=1024)
@@ -64,8 +74,15 @@ def _arguments(afferent: Afferent) -> tuple[Any, ...]:
     return afferent.source, rows.reshape(-1), geometry
 
 
-def _run(layer: Layer, arguments: list[tuple[Any, ...]], theta: NDArray[np.int32], signals: Signals) -> NDArray[Any]:
+def _run(
+    layer: Layer,
+    arguments: list[tuple[Any, ...]],
+    theta: NDArray[np.int32],
+    identity: tuple[str, NDArray[np.int32]] | None,
+    signals: Signals,
+) -> NDArray[Any]:
     samples = len(signals[arguments[0][0]])
+    skip, factors = (NOTHING, theta) if identity is None else (signals[identity[0]], identity[1])
     spikes = np.empty((samples, *layer.grid), dtype=np.uint8)
     whole = layer.threshold is None or len(arguments) > 1
     u = np.empty((samples, *layer.grid) if whole else (0, 0, 0, 0), dtype=np.int32)
@@ -73,40 +90,50 @@ def _run(layer: Layer, arguments: list[tuple[Any, ...]], theta: NDArray[np.int32
     for index, (source, rows, geometry) in enumerate(arguments):
         fire = layer.threshold is not None and index == len(arguments) - 1
         with ONE_AT_A_TIME:
-            _all(signals[source], rows, geometry, blocks, index > 0, fire, theta, u, spikes)
+            _all(signals[source], rows, geometry, blocks, index > 0, fire, theta, skip, factors, u, spikes)
     return spikes if layer.bias is None else u.astype(np.int64) + layer.bias
 
 
 @compiled(parallel=True)
-def _all(source, rows, geometry, blocks, add, fire, theta, u, spikes):  # type: ignore[no-untyped-def]
+def _all(source, rows, geometry, blocks, add, fire, theta, skip, factors, u, spikes):  # type: ignore[no-untyped-def]
     for task in numba.prange(source.shape[0] * blocks):
-        _block(source, rows, geometry, task // blocks, task % blocks, blocks, add, fire, theta, u, spikes)
+        n, block = task // blocks, task % blocks
+        _block(source, rows, geometry, n, block, blocks, add, fire, theta, skip, factors, u, spikes)
 
 
 @compiled(parallel=True)
-def _count(signal, row_kinds, kinds, fan_outs, sums, graded):  # type: ignore[no-untyped-def]
-    samples, height, width, channels = signal.shape
-    for n in numba.prange(samples):
-        spikes = np.zeros((kinds, width * channels), dtype=np.int32)
-        for y in range(height):
-            of_kind, row = spikes[row_kinds[y]], signal[n, y].reshape(-1)
-            if graded:
-                for i in range(len(row)):
-                    of_kind[i] += row[i] != 0
-            else:
-                for i in range(len(row)):
-                    of_kind[i] += np.int32(row[i])
-        of_kind = spikes.reshape(-1)
-        for m in range(len(fan_outs)):
-            total, fan_out = fan_outs[m, 0] * of_kind[0], fan_outs[m]
-            for k in range(1, len(fan_out)):
-                total += of_kind[k] * fan_out[k]
-            sums[m, n] = total
+def _count(signal, row_kinds, column_kinds, rows, columns, fan_outs, sums, graded):  # type: ignore[no-untyped-def]
+    for n in numba.prange(len(signal)):
+        _count_one(signal[n], row_kinds, column_kinds, rows, columns, fan_outs, sums[:, n], graded)
 
 
 @compiled()
-def _block(source, rows, geometry, n, block, blocks, add, fire, theta, u, spikes):  # type: ignore[no-untyped-def]
-    """One of `blocks` parts of sample `n`: potentials into `u`, on top of what is there if `add`; spikes if `fire`."""
+def _count_one(signal, row_kinds, column_kinds, rows, columns, fan_outs, sums, graded):  # type: ignore[no-untyped-def]
+    height, width, channels = signal.shape
+    spikes = np.zeros((rows, columns, channels), dtype=np.uint8)
+    for y in range(height):
+        for x in range(width):
+            of_kind, pixel = spikes[row_kinds[y], column_kinds[x]], signal[y, x]
+            if graded:
+                for i in range(channels):
+                    of_kind[i] += np.uint8(pixel[i] != 0)
+            else:
+                for i in range(channels):
+                    of_kind[i] += np.uint8(pixel[i])
+    by_kind = spikes.reshape(-1)
+    for m in range(len(fan_outs)):
+        total, fan_out = fan_outs[m, 0] * by_kind[0], fan_outs[m]
+        for k in range(1, len(fan_out)):
+            total += by_kind[k] * fan_out[k]
+        sums[m] = total
+
+
+@compiled()
+def _block(  # type: ignore[no-untyped-def]
+    source, rows, geometry, n, block, blocks, add, fire, theta, skip, factors, u, spikes
+):
+    """One of `blocks` parts of sample `n`: potentials into `u`, on top of what is there if `add`; spikes if `fire`, for which
+    spikes of `skip` at the same place count `factors`, if there are any."""
     kh, kw, sh, sw, ph, pw, dh, dw, per_group, safe = geometry
     _, height, width, channels = source.shape
     _, out_height, out_width, outputs = spikes.shape
@@ -146,6 +173,10 @@ def _block(source, rows, geometry, n, block, blocks, add, fire, theta, u, spikes
                         sums[target + output] += rows[row * group + output]
             if fire:
                 spike = spikes[n, y, x]
+                if len(skip):
+                    same = skip[n, y, x]
+                    for output in range(outputs):
+                        sums[output] += factors[output] * same[output]
                 for output in range(outputs):
                     spike[output] = sums[output] >= theta[output]
             else:

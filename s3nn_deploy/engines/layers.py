@@ -117,6 +117,16 @@ def as_conv(net: IntNet, projection: Projection) -> Conv2d:
             assert_never(projection.synapses)
 
 
+def identity(afferents: tuple[Afferent, ...]) -> tuple[Afferent, Afferent] | None:
+    """Two afferents, the second of which gives each neuron the spike of its own position, times a weight for its channel."""
+    for afferent, other in (afferents, afferents[::-1]) if len(afferents) == 2 else ():
+        conv = other.conv
+        alone = conv.groups == other.grid[2] == len(conv.weight) and conv.weight.shape[1:] == (1, 1, 1)
+        if alone and conv.stride == (1, 1) and conv.padding == (0, 0) and other.maximum == 1:
+            return afferent, other
+    return None
+
+
 def _is_or_pool(net: IntNet, population: Population) -> bool:
     projection, theta = population.projections[0], population.threshold
     conv, graded = projection.synapses, projection.source == INPUT and net.input.bits > 1

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from s3nn_deploy.engines.layers import Afferent, Layer, Signals, Step
+from s3nn_deploy.engines.layers import Afferent, Layer, Signals, Step, identity
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.intnet import EXACT_FLOAT32, Conv2d
 
@@ -51,11 +51,11 @@ def prepare(layer: Layer) -> Step | None:
         (afferent,) = layer.afferents
         fire = _convolution(afferent, above, torch.uint8)
         return lambda signals: _array(fire(_tensor(afferent, signals)))
-    if (joined := _identity(layer.afferents)) is not None:
-        afferent, identity = joined
-        weight = float(identity.conv.weight.flat[0])
-        fire = _convolution(afferent, above, torch.uint8, accumulate=weight)
-        return partial(_fire_with_identity, fire, afferent, identity)
+    joined = identity(layer.afferents)
+    if joined is not None and len(np.unique(joined[1].conv.weight)) == 1:
+        afferent, other = joined
+        fire = _convolution(afferent, above, torch.uint8, accumulate=float(other.conv.weight.flat[0]))
+        return partial(_fire_with_identity, fire, afferent, other)
     return partial(_fire, _potentials(layer, above))
 
 
@@ -81,28 +81,15 @@ def _fire(potentials: Callable[[Signals], torch.Tensor], signals: Signals) -> ND
     return _array(torch.gt(potentials(signals), 0).view(torch.uint8))
 
 
-def _fire_with_identity(
-    fire: Convolution, afferent: Afferent, identity: Afferent, signals: Signals
-) -> NDArray[np.uint8]:
-    """`fire` adds the identity's spikes in place of them: below 0 saturates to 0, above 1 is clipped."""
-    spikes = fire(_tensor(afferent, signals), _tensor(identity, signals).clone())
+def _fire_with_identity(fire: Convolution, afferent: Afferent, other: Afferent, signals: Signals) -> NDArray[np.uint8]:
+    """`fire` adds to the spikes of the identity in place of them: below 0 saturates to 0, above 1 is clipped."""
+    spikes = fire(_tensor(afferent, signals), _tensor(other, signals).clone())
     return _array(spikes.clamp_(max=1))
 
 
 def _readout(layer: Layer, potentials: Callable[[Signals], torch.Tensor], signals: Signals) -> NDArray[np.int64]:
     assert layer.bias is not None
     return _array(potentials(signals)).astype(np.int64) + layer.bias
-
-
-def _identity(afferents: tuple[Afferent, ...]) -> tuple[Afferent, Afferent] | None:
-    """Two afferents, the second of which gives each neuron the spike of its own position times one weight for all."""
-    for afferent, other in (afferents, afferents[::-1]) if len(afferents) == 2 else ():
-        conv = other.conv
-        alone = conv.groups == other.grid[2] == len(conv.weight) and conv.weight.shape[1:] == (1, 1, 1)
-        plain = conv.stride == (1, 1) and conv.padding == (0, 0) and other.maximum == 1
-        if alone and plain and np.all(conv.weight == conv.weight.flat[0]):
-            return afferent, other
-    return None
 
 
 def _potentials(layer: Layer, bias: NDArray[Any]) -> Callable[[Signals], torch.Tensor]:
