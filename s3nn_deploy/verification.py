@@ -44,8 +44,16 @@ KEPT = 1000
 FIRST = 256
 """Inputs made for a population that only reads the network's input, which the whole network is given too, at most."""
 
-AT_MOST = {"lava": 192, "netx": 192}
-"""Inputs that a backend is given of one population by itself at most, the first ones: Lava takes some 50 ms for each."""
+SIMULATORS = ("lava", "netx")
+"""Backends that take some 50 ms or more for each input, so that they are given the first ones only."""
+
+AT_MOST = 192
+"""Inputs that they are given of one population by itself at most."""
+
+PATIENCE = 4_000_000_000
+"""Synapses that they simulate of a whole network in all, about, but `LEAST` inputs, and each that the caller gave."""
+
+LEAST = 8
 
 SIMULATED = 20_000_000
 """Synapses of all neurons above which those backends are left out unless they are asked for by name."""
@@ -182,13 +190,15 @@ class _Subject:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One network, inputs for it, and what it should give: the whole network, or one population by itself."""
+    """One network, inputs for it, the first `given` of them the caller's, and what it should give: the whole network, or one
+    population by itself."""
 
     net: IntNet
     x: NDArray[Any]
     want: Mapping[str, NDArray[Any]]
     alone: Isolated | None = None
     injection: Injection | None = None
+    given: int = 0
 
 
 def verify(
@@ -253,7 +263,7 @@ def replay(
     names, not_run = _chosen(subject, [str(meta["backend"])] if backends is None else backends)
     proof = prove(subject.net, subject.converted)
     alone = None if name is None else isolated(subject.net, subject.net[name])
-    run = _whole(subject, arrays["input"]) if alone is None else _alone(subject, alone, arrays["input"], None)
+    run = _whole(subject, arrays["input"], len(arrays["input"])) if alone is None else _alone(subject, alone, arrays["input"], None)
     steps = 2 + len(names)
     return _compared(subject, proof, iter([run]), names, not_run, True, evidence, progress, steps)
 
@@ -291,19 +301,18 @@ def _chosen(subject: _Subject, backends: Sequence[str] | None) -> tuple[list[str
             raise DeployError("backends", expected="at least one", got="none", hint=f"Known: {', '.join(BACKENDS)}.")
         return list(dict.fromkeys(backends)), {}
     not_run = {}
-    synapses = [j.synapses for p in subject.net.populations for j in p.projections]
-    loops = sum(s.weight.size for s in synapses if isinstance(s, Conv2d))
+    wires = [j.synapses for p in subject.net.populations for j in p.projections]
+    loops = sum(s.weight.size for s in wires if isinstance(s, Conv2d))
     if subject.converted is not None and loops > SLOW:
         not_run["reference"] = f"loops over {loops:,} convolution weights; name it to have it run"
-    operations = sum(synaptic_operations(population) for population in subject.net.populations)
-    if operations > SIMULATED:
-        reason = f"simulates {operations:,} synapses an inference, which takes minutes; name it to have it run"
-        not_run |= dict.fromkeys(AT_MOST, reason)
+    if synapses(subject.net) > SIMULATED:
+        reason = f"simulates {synapses(subject.net):,} synapses an inference, which takes minutes; name it to have it run"
+        not_run |= dict.fromkeys(SIMULATORS, reason)
     else:
         try:
             lava_env.find()
         except DeployError as error:
-            not_run |= dict.fromkeys(AT_MOST, str(error))
+            not_run |= dict.fromkeys(SIMULATORS, str(error))
     return [name for name in BACKENDS if name not in not_run], not_run
 
 
@@ -315,14 +324,15 @@ def _runs(subject: _Subject, x: Any, budget: int) -> Iterator[_Run]:
     inputs = [stimuli(net)] if x is None else [checked_input(net, x), stimuli(net)]
     alone = [isolated(net, population) for population in net.populations] if budget else []
     first = {a.population: injection(a, budget) for a in alone if a is not None and list(a.places) == [INPUT]}
-    yield _whole(subject, np.concatenate([*inputs, *(made.x[:FIRST] for made in first.values())]))
+    every = np.concatenate([*inputs, *(made.x[:FIRST] for made in first.values())])
+    yield _whole(subject, every, 0 if x is None else len(inputs[0]))
     for a in alone:
         if a is not None:
             made = first.pop(a.population, None) or injection(a, budget)
             yield _alone(subject, a, made.x, made)
 
 
-def _whole(subject: _Subject, x: NDArray[Any]) -> _Run:
+def _whole(subject: _Subject, x: NDArray[Any], given: int) -> _Run:
     net = subject.net
     if subject.converted is None:
         trace = engines.run(net, x, "reference")
@@ -332,7 +342,7 @@ def _whole(subject: _Subject, x: NDArray[Any]) -> _Run:
         batch = max(1, CHUNK // (4 * sum(p.size for p in net.populations)))
         parts = range(0, max(1, len(x)), batch)
         trace = join([pytorch.run(subject.converted, x[first : first + batch]) for first in parts])
-    return _Run(net, x, _values(net, trace))
+    return _Run(net, x, _values(net, trace), given=given)
 
 
 def _alone(subject: _Subject, alone: Isolated, x: NDArray[Any], made: Injection | None) -> _Run:
@@ -406,7 +416,7 @@ def _compared(
                         not_run[name] = str(error)
                         del checks[name]
                     continue
-                part = _part(run, AT_MOST.get(name))
+                part = _part(run) if name in SIMULATORS else run
                 tell = partial(_advance, progress, step - 1, steps, f"{what}: {name}")
                 trace = engines.run(part.net, part.x, name, file, tell)
                 check = _check(checks[name], subject, part, trace, evidence)
@@ -497,11 +507,15 @@ def where_different(want: IntNet, got: IntNet) -> str:
     return "differs in the types of its arrays"
 
 
-def _part(run: _Run, most: int | None) -> _Run:
-    """The first inputs of a population by itself; the whole network is run on all."""
-    if most is None or run.alone is None:
-        return run
+def _part(run: _Run) -> _Run:
+    """The first inputs, as many as a simulator is given."""
+    most = AT_MOST if run.alone is not None else max(run.given, LEAST, PATIENCE // synapses(run.net))
     return replace(run, x=run.x[:most], want={name: values[:most] for name, values in run.want.items()})
+
+
+def synapses(net: IntNet) -> int:
+    """Synapses of all neurons: what an inference takes where every neuron fires."""
+    return sum(map(synaptic_operations, net.populations))
 
 
 def _sides(run: _Run) -> dict[str, NDArray[np.bool_]]:

@@ -10,7 +10,7 @@ from modules import Residual, random_module, unsettle
 from nets import SEQUENTIAL, ZOO, samples
 
 import s3nn_deploy as s3
-from s3nn_deploy import backends
+from s3nn_deploy import backends, verification
 from s3nn_deploy.backends import BACKENDS, pytorch, reference
 from s3nn_deploy.backends.emulator import run as emulator_run
 from s3nn_deploy.errors import DeployError
@@ -47,6 +47,20 @@ def test_without_a_budget_only_whole_networks_are_run() -> None:
     assert (result.samples, result.injected) == (len(x) + 64, 0)
     assert all(c.compared == result.samples * sum(p.size for p in net.populations) for c in result.checks)
     assert all(c.undecided == c.channels and c.pinned == 0 for c in result.coverage.values())
+
+
+@pytest.mark.lava
+def test_a_simulator_of_a_large_network_is_given_all_that_the_caller_gave_and_few_generated_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, x = ZOO["mlp"], samples(ZOO["mlp"], 5)
+    monkeypatch.setattr(verification, "SIMULATED", verification.synapses(net) - 1)
+    assert verify(net, x, budget=0).not_run["lava"].startswith(f"simulates {verification.synapses(net):,} synapses")
+    monkeypatch.setattr(verification, "PATIENCE", 7 * verification.synapses(net))
+    monkeypatch.setattr(verification, "LEAST", 3)
+    for given, simulated in ((x, 7), (np.concatenate([x, x]), 10), (None, 7)):
+        _, check = verify(net, given, ["reference", "lava"], budget=0).checks
+        assert (check.backend, check.samples, check.differing) == ("lava", simulated, 0)
 
 
 @pytest.mark.parametrize("seed", range(12))
