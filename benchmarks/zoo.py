@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
 PAGE = ROOT / "docs" / "training.md"
 BATCH = 500
+LARGE = verification.SIMULATED
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +228,7 @@ def ship(name: str, folder: Path | None, trained: Path | None, variants: list[st
     found = measure(model, tested)
     place = certificate.place(model)
     if not place.is_file() or not all(finding.holds for finding in certificate.check(place, model)):
-        few = 100 if verification.synapses(found.net) <= verification.SIMULATED else 10
+        few = 100 if verification.synapses(found.net) <= LARGE else 10
         verification.SLOW = verification.SIMULATED = sys.maxsize  # the reference and Lava run, however long they take
         certificate.write(verification.verify(model, tested.test_x[:few]), model)
     certified = json.loads(place.read_text(encoding="utf-8"))

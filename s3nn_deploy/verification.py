@@ -51,9 +51,10 @@ AT_MOST = 192
 """Inputs that they are given of one population by itself at most."""
 
 PATIENCE = 4_000_000_000
-"""Synapses that they simulate of a whole network in all, about, but `LEAST` inputs, and each that the caller gave."""
+"""Synapses that they simulate of a whole network in all, about; but each input that the caller gave."""
 
 LEAST = 8
+"""Inputs of a whole network that they are given in any case."""
 
 SIMULATED = 20_000_000
 """Synapses of all neurons above which those backends are left out unless they are asked for by name."""
@@ -221,7 +222,8 @@ def verify(
         model: a path to any file that `load` takes, or an `IntNet`.
         x: integers [N, *input shape] to be run as well.
         backends: names in `BACKENDS`. By default all that can run the network; the others, and for large networks
-            the slow reference, are in the result's `not_run`.
+            the slow reference and Lava, are in the result's `not_run`. Lava is given `x` and, of what is generated for
+            a large network, only the first inputs: see each check's `samples`.
         exports: files that were exported from the model: they are compared with it, and their backends run them.
         budget: synaptic operations that each backend may spend on one population by itself, about; 0 leaves that out.
         evidence: a folder in which a differing backend leaves `mismatch-<backend>.npz` (see `replay`).
@@ -263,7 +265,11 @@ def replay(
     names, not_run = _chosen(subject, [str(meta["backend"])] if backends is None else backends)
     proof = prove(subject.net, subject.converted)
     alone = None if name is None else isolated(subject.net, subject.net[name])
-    run = _whole(subject, arrays["input"], len(arrays["input"])) if alone is None else _alone(subject, alone, arrays["input"], None)
+    run = (
+        _whole(subject, arrays["input"], len(arrays["input"]))
+        if alone is None
+        else _alone(subject, alone, arrays["input"], None)
+    )
     steps = 2 + len(names)
     return _compared(subject, proof, iter([run]), names, not_run, True, evidence, progress, steps)
 
@@ -306,7 +312,9 @@ def _chosen(subject: _Subject, backends: Sequence[str] | None) -> tuple[list[str
     if subject.converted is not None and loops > SLOW:
         not_run["reference"] = f"loops over {loops:,} convolution weights; name it to have it run"
     if synapses(subject.net) > SIMULATED:
-        reason = f"simulates {synapses(subject.net):,} synapses an inference, which takes minutes; name it to have it run"
+        reason = (
+            f"simulates {synapses(subject.net):,} synapses an inference, which takes minutes; name it to have it run"
+        )
         not_run |= dict.fromkeys(SIMULATORS, reason)
     else:
         try:

@@ -98,7 +98,8 @@ def test_every_engine_gives_the_same_traces_and_counts(name, engine):
 
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize("cores", [2, 3])
-def test_cores_that_share_a_batch_give_the_same_traces_and_counts(name, cores, monkeypatch):
+@pytest.mark.parametrize("engine", ["numpy", "onednn"])
+def test_cores_that_share_a_batch_give_the_same_traces_and_counts(name, cores, engine, monkeypatch):
     net = ZOO[name]
     for size in (2 * cores, 23):
         x = samples(net, size)
@@ -106,13 +107,33 @@ def test_cores_that_share_a_batch_give_the_same_traces_and_counts(name, cores, m
         monkeypatch.setattr(emulator, "TOGETHER", 0)
         monkeypatch.setattr(emulator, "_hands", hands := Hands())
         with threadpoolctl.threadpool_limits(cores, "blas"):
-            got = emulator.run(net, x, engine="numpy")
+            got = emulator.run(net, x, engine=engine)
             assert set(blas_threads()) == {cores}
         assert sorted(hands.rows) == [size * core // cores for core in range(cores)]
         assert_same(got, want)
         assert_same(got, reference.run(net, x))
         assert got.counts == want.counts
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("engine", ["numpy", *FAST])
+def test_more_cores_than_samples(engine, monkeypatch):
+    monkeypatch.setattr(emulator, "TOGETHER", 0)
+    for net in (ZOO["lenet"], ZOO["mlp"]):
+        want = emulator.run(net, samples(net, 5), engine="numpy")
+        with threadpoolctl.threadpool_limits(16, "blas"):
+            assert_same(emulator.run(net, samples(net, 5), engine=engine), want)
+
+
+@pytest.mark.parametrize("engine", ["numpy", *FAST])
+def test_parts_of_a_batch_give_the_same_traces_and_counts(engine, monkeypatch):
+    net = ZOO["residual"]
+    want = emulator.run(net, x := samples(net, 23), engine="numpy")
+    monkeypatch.setattr(emulator, "PART", 1)
+    monkeypatch.setattr(emulator, "LEAST", 4)
+    got = emulator.run(net, x, engine=engine)
+    assert_same(got, want)
+    assert got.counts == want.counts
 
 
 @pytest.mark.parametrize("engine", FAST)

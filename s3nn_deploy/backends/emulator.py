@@ -81,7 +81,7 @@ def forward(net: IntNet, x: NDArray[np.unsignedinteger[Any]], engine: str, *, co
     libraries = _libraries(ENGINES[engine][1])
     cores = min((library.num_threads for library in libraries.select(user_api="blas").lib_controllers), default=1)
     # each core has samples of its own, so that all of the work is shared, and each core counts the spikes that it made
-    share = engine != "numba" and min(cores, len(x) // 2) > 1 and prepared.seconds(len(x)) > TOGETHER
+    share = engine != "numba" and 1 < cores <= len(x) // 2 and prepared.seconds(len(x)) > TOGETHER
     parts = -(-len(x) // max(LEAST, PART // prepared.bytes))
     if share:
         parts = -(-parts // cores) * cores

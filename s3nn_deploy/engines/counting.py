@@ -132,10 +132,10 @@ def sums(counter: Counter, samples: int) -> NDArray[Any]:
 def add(tally: Tally, signal: NDArray[Any], sums: NDArray[Any]) -> None:
     """Put what the spikes `signal` [N, H, W, C] of a tally's source cause into its rows of `sums`."""
     n, height, width = len(signal), len(tally.row_kinds), len(tally.column_kinds)
-    row = math.prod(signal.shape[2:])
+    size = math.prod(signal.shape[2:])
     spikes = (signal != 0).view(np.uint8) if tally.graded else signal
-    by_row = _sum_alike(spikes.reshape(n, height, row), tally.rows)
-    by_kind = _sum_alike(by_row.reshape(-1, width, row // width), tally.columns)
+    by_row = _sum_alike(spikes.reshape(n, height, size), tally.rows)
+    by_kind = _sum_alike(by_row.reshape(-1, width, size // width), tally.columns)
     kinds = by_kind.reshape(n, tally.fan_outs.shape[1]).astype(tally.fan_outs.dtype)
     if kinds.size * len(tally.fan_outs) <= SMALL:
         sums[tally.at] = tally.fan_outs @ kinds.T
@@ -159,10 +159,10 @@ def _tally(net: IntNet, source: str, shape: tuple[int, int, int], start: int) ->
         if common == 0:
             return {}
         least = fan_out // common
-        row = next((row for row, known in enumerate(maps) if np.array_equal(known, least)), len(maps))
-        if row == len(maps):
+        at = next((row for row, known in enumerate(maps) if np.array_equal(known, least)), len(maps))
+        if at == len(maps):
             maps.append(least)
-        return {row: common}
+        return {at: common}
 
     efferents = []
     for population, projection in consumers(net):
