@@ -27,6 +27,7 @@ from s3nn_deploy import certificate, data, recipes, targets, verification
 from s3nn_deploy.backends import pytorch, run
 from s3nn_deploy.counts import Counts, join
 from s3nn_deploy.data import Dataset
+from s3nn_deploy.errors import DeployError
 from s3nn_deploy.files import replacing, sha256, write_text
 from s3nn_deploy.intnet import IntNet
 from s3nn_deploy.model import load_model
@@ -270,7 +271,10 @@ def main() -> None:
     if options.trained and len(options.names) != 1:
         parser.error("--trained goes with one recipe")
     how = options.data, options.trained, options.variant, options.twin, options.device
-    equal = [ship(name, *how) for name in options.names]
+    try:
+        equal = [ship(name, *how) for name in options.names]
+    except DeployError as error:
+        sys.exit(f"error: {error}")
     pages.put(PAGE, "zoo", table())
     sys.exit(0 if all(equal) else 1)
 
