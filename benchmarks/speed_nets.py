@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from s3nn_deploy.engines import blas
-from s3nn_deploy.engines.layers import channels_last, layers
+from s3nn_deploy.engines.layers import apply, channels_last, layers
 from s3nn_deploy.intnet import INPUT, Conv2d, Dense, Input, IntNet, Population, Projection, check
 
 SAMPLES = 8
@@ -62,10 +62,11 @@ def build(name: str, firing: float = 0.15) -> IntNet:
     signals, thresholds = {INPUT: channels_last(inputs(spec, SAMPLES, 1))}, []
     for population, layer in zip(net.populations, layers(net), strict=True):
         if not population.spiking or population.name.startswith("pool"):
-            signals[layer.name] = blas.prepare(layer)(signals)
+            signals[layer.name] = apply(layer, blas.prepare(layer), signals)
             thresholds.append(population.threshold)
             continue
-        u = blas.prepare(replace(layer, threshold=None, bias=np.zeros(population.channels, np.int64)))(signals)
+        potentials = replace(layer, threshold=None, bias=np.zeros(population.channels, np.int64))
+        u = apply(potentials, blas.prepare(potentials), signals)
         theta = np.floor(np.quantile(u, 1 - firing, axis=(0, 1, 2))) + 1
         signals[layer.name] = (u >= theta).astype(np.uint8)
         thresholds.append(theta)

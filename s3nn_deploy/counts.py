@@ -1,7 +1,8 @@
 """Exact counts of the events of a run, per population and sample. Counts are facts; `pricing` has the opinions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,27 @@ KINDS = {
     "membrane_writes": "membrane potentials written: one for each synaptic operation or multiply-accumulate",
 }
 """Every kind of event, in the order of reports."""
+
+
+class Rows(Mapping[str, Mapping[str, NDArray[np.int64]]]):
+    """The rows of an array [populations, kinds, N] by their names, made when one is first asked for."""
+
+    def __init__(self, populations: tuple[str, ...], counts: NDArray[np.int64]) -> None:
+        self._populations, self._counts = populations, counts
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, NDArray[np.int64]]]:
+        named = zip(self._populations, self._counts, strict=True)
+        return {population: dict(zip(KINDS, counts, strict=True)) for population, counts in named}
+
+    def __getitem__(self, population: str) -> Mapping[str, NDArray[np.int64]]:
+        return self._rows[population]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._populations)
+
+    def __len__(self) -> int:
+        return len(self._populations)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ Three engines (`ENGINES`) fill in the spikes, one counter reads them; all give t
 cannot express, or that fails its check when it is prepared, is run by the NumPy engine, and the trace says so.
 """
 
-import math
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3nn_deploy.engines import blas, counting
-from s3nn_deploy.engines.layers import Layer, Step, channels_first, channels_last, layers
+from s3nn_deploy.engines.layers import Layer, Step, apply, channels_first, channels_last, layers
 from s3nn_deploy.errors import DeployError, suggestion
 from s3nn_deploy.formats import npz
 from s3nn_deploy.intnet import INPUT, IntNet
@@ -76,47 +75,47 @@ def forward(net: IntNet, x: NDArray[np.unsignedinteger[Any]], engine: str, *, co
     prepared = _prepare(net)
     engine = engine if len(x) else "numpy"  # no kernel takes a batch of none
     steps, name, add = _steps(net, engine)
-    tallies = prepared.counter.tallies
-    sums = counting.sums(prepared.counter, len(x))
+    counter = prepared.counter
+    sums = counting.sums(counter, len(x))
+    block = np.empty(len(x) * counter.bytes, dtype=np.uint8)
     libraries = _libraries(ENGINES[engine][1])
     cores = min((library.num_threads for library in libraries.select(user_api="blas").lib_controllers), default=1)
     # each core has samples of its own, so that all of the work is shared, and each core counts the spikes that it made
     share = engine != "numba" and 1 < cores <= len(x) // 2 and prepared.seconds(len(x)) > TOGETHER
-    parts = -(-len(x) // max(LEAST, PART // prepared.bytes))
+    parts = -(-len(x) // max(LEAST, PART // counter.bytes)) or 1
     if share:
         parts = -(-parts // cores) * cores
-    made: dict[str, NDArray[Any]] = {}
+    places = {
+        layer.name: np.empty((len(x), *layer.grid), dtype=np.int64)
+        if layer.threshold is None
+        else counting.view(counter, layer.name, block).reshape(len(x), *layer.grid)
+        for layer in prepared.layers
+    }
 
-    def compute(rows: slice) -> dict[str, NDArray[Any]]:
+    def compute(rows: slice) -> None:
         if share and engine == "onednn":
             import torch
 
             torch.get_num_threads()  # a new thread's first call would undo the limit
         with libraries.limit(limits=1 if share or cores == 1 else None, user_api="openmp"):  # a thread's own limit
-            signals: dict[str, NDArray[Any]] = {INPUT: channels_last(x[rows])}
+            signals: dict[str, NDArray[Any]] = {
+                INPUT: channels_last(x[rows]),
+                **{name: place[rows] for name, place in places.items()},
+            }
             for layer, step in zip(prepared.layers, steps, strict=True):
-                signals[layer.name] = step(signals)
-            part = counting.sums(prepared.counter, rows.stop - rows.start)
-            for source, signal in signals.items():  # not between layers: there, the engines' threads would fall asleep
-                if counted and source in tallies:
-                    add(tallies[source], signal, part)
-                if source in made:
-                    made[source][rows] = signal
-        sums[:, rows] = part
-        return signals
+                step(signals, signals[layer.name])
+            if counted:  # not between layers: there, the engines' threads would fall asleep
+                shown = counting.view(counter, INPUT, block)[rows]
+                np.not_equal(signals[INPUT].reshape(shown.shape), 0, out=shown.view(np.bool_))
+                add(counter, block, rows, sums)
 
     # BLAS's threads wait busily, on a processor that others need
     with libraries.limit(limits=1 if share or engine != "numpy" else None, user_api="blas"):
-        if parts > 1:
-            for layer in prepared.layers:
-                made[layer.name] = np.empty((len(x), *layer.grid), np.int64 if layer.threshold is None else np.uint8)
-            edges = [len(x) * part // parts for part in range(parts + 1)]
-            list((_hands(cores).map if share else map)(compute, map(slice, edges, edges[1:])))
-        else:
-            made = compute(slice(0, len(x)))
-    counts = counting.count(prepared.counter, sums) if counted else None
-    spikes = {p.name: channels_first(made[p.name], p.shape).view(np.bool_) for p in net.spiking}
-    readout = channels_first(made[net.readout.name], net.readout.shape).reshape(len(x), net.readout.size)
+        edges = [len(x) * part // parts for part in range(parts + 1)]
+        list((_hands(cores).map if share else map)(compute, map(slice, edges, edges[1:])))
+    counts = counting.count(counter, sums) if counted else None
+    spikes = {p.name: channels_first(places[p.name], p.shape).view(np.bool_) for p in net.spiking}
+    readout = channels_first(places[net.readout.name], net.readout.shape).reshape(len(x), net.readout.size)
     return Trace(spikes, readout, net.scale, name, counts)
 
 
@@ -140,11 +139,6 @@ class _Prepared:
     layers: tuple[Layer, ...]
     counter: counting.Counter
     spent: list[float] = field(default_factory=lambda: [0.0])
-
-    @property
-    def bytes(self) -> int:
-        """The spikes of one sample, a byte each."""
-        return sum(math.prod(layer.grid) for layer in self.layers)
 
     def seconds(self, samples: int) -> float:
         """What the NumPy engine takes for so many samples."""
@@ -186,8 +180,8 @@ def _agree(layer: Layer, exact: Step, step: Step) -> bool:
         signal[4:] = maximum * rng.integers(0, 2, (2, *shape))
         signals[source] = signal
     try:
-        return np.array_equal(step(signals), exact(signals))
-    except RuntimeError:  # a kernel that refuses a shape says so when it runs
+        return np.array_equal(apply(layer, step, signals), apply(layer, exact, signals))
+    except (RuntimeError, ValueError):  # a kernel refuses a shape when it runs, or makes another one
         return False
 
 

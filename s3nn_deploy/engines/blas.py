@@ -42,22 +42,18 @@ def prepare(layer: Layer) -> Step:
     return partial(_spikes, potentials, np.tile(layer.threshold, layer.grid[1]).astype(potentials.dtype))
 
 
-def _spikes(potentials: "_Potentials", theta: NDArray[Any], signals: Signals) -> NDArray[np.uint8]:
+def _spikes(potentials: "_Potentials", theta: NDArray[Any], signals: Signals, spikes: NDArray[np.uint8]) -> None:
     _, width, channels = potentials.layer.grid
-    spikes = np.empty((potentials.samples(signals), *potentials.layer.grid), dtype=np.uint8)
     for images, rows, u in potentials.slabs(signals):
         fires = spikes[images, rows].reshape(-1, width * channels).view(np.bool_)
         np.greater_equal(u.reshape(-1, width * channels), theta, out=fires)
-    return spikes
 
 
-def _readout(potentials: "_Potentials", signals: Signals) -> NDArray[np.int64]:
-    u = np.empty((potentials.samples(signals), *potentials.layer.grid), dtype=np.int64)
+def _readout(potentials: "_Potentials", signals: Signals, u: NDArray[np.int64]) -> None:
     for images, rows, some in potentials.slabs(signals):
         u[images, rows] = some
     assert potentials.layer.bias is not None
     u += potentials.layer.bias
-    return u
 
 
 class _Gathered:
@@ -214,11 +210,10 @@ def _padded(conv: Conv2d, source: NDArray[Any]) -> NDArray[Any]:
     return padded
 
 
-def or_pool(layer: Layer, signals: Signals) -> NDArray[np.uint8]:
+def or_pool(layer: Layer, signals: Signals, out: NDArray[np.uint8]) -> None:
     """The OR of each window of spikes, rows first and then columns."""
     (afferent,) = layer.afferents
     conv, source = afferent.conv, signals[afferent.source]
-    out = np.empty((len(source), *layer.grid), dtype=np.uint8)
     (kh, kw), (sh, sw), (dh, dw) = conv.weight.shape[2:], conv.stride, conv.dilation
     block = max(1, SLAB // math.prod(source.shape[1:]))
     for start in range(0, len(source), block):
@@ -226,4 +221,3 @@ def or_pool(layer: Layer, signals: Signals) -> NDArray[np.uint8]:
         rows = reduce(np.bitwise_or, (padded[:, k : k + sh * height : sh][:, :height] for k in range(0, kh * dh, dh)))
         columns = (rows[:, :, k : k + sw * width : sw][:, :, :width] for k in range(0, kw * dw, dw))
         out[start : start + block] = reduce(np.bitwise_or, columns)
-    return out

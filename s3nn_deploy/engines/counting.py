@@ -15,15 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s3nn_deploy.counts import KINDS, Counts
+from s3nn_deploy.counts import KINDS, Counts, Rows
 from s3nn_deploy.engines.layers import as_conv, exact_dtype, grid
 from s3nn_deploy.intnet import INPUT, Conv2d, IntNet, consumers, signed_bits
 
 LARGEST = 255
 """Spikes are summed in 8 bits."""
 
-CHANNELS = 16
+CHANNELS = 48
 """Fewer are not worth summing over columns."""
+
+ROW = 64
+"""Rows of fewer bytes are not worth summing."""
 
 SMALL = 1_000_000
 """Multiply-accumulates up to which BLAS has a fast way for few columns; beyond, a product with each of them is faster."""
@@ -35,6 +38,7 @@ class Tally:
 
     Attributes:
         graded: the source is the input, and has several bits: what is counted are values other than zero.
+        place: of its spikes among those of a sample, in bytes.
         rows, columns: the kinds of rows, and of columns within all of them: the indices that are of each kind. Where columns
             differ too much, a row is one column of W * C channels.
         row_kinds, column_kinds: the same as the kind of each row and column.
@@ -47,6 +51,7 @@ class Tally:
 
     source: str
     graded: bool
+    place: slice
     rows: tuple[Any, ...]
     row_kinds: NDArray[np.int64]
     columns: tuple[Any, ...]
@@ -79,7 +84,11 @@ class Efferent:
 class Counter:
     """A tally for the input and for each spiking population, and what their sums mean.
 
+    What is counted lies in one block of memory, a byte for each value: all samples of one source after those of another, with 1
+    for a spike or for an input that is not zero. The operating system gives a large block in large pages.
+
     Attributes:
+        bytes: of a sample in the block.
         effects: [populations * kinds of events, 1 + sums of all tallies], in a type in which the product is exact; the
             first column is what happens in any case.
     """
@@ -87,16 +96,17 @@ class Counter:
     tallies: Mapping[str, Tally]
     populations: tuple[str, ...]
     effects: NDArray[Any]
+    bytes: int
 
 
 def counter(net: IntNet) -> Counter:
     """What counts the events of `net`."""
     sources = {INPUT: net.input.shape, **{p.name: p.shape for p in net.spiking}}
     tallies: dict[str, Tally] = {}
-    width = 1
+    width, bytes_ = 1, 0
     for name, shape in sources.items():
-        tallies[name] = _tally(net, name, grid(shape), width)
-        width = tallies[name].at.stop
+        tallies[name] = tally = _tally(net, name, grid(shape), bytes_, width)
+        bytes_, width = tally.place.stop, tally.at.stop
     names = tuple(p.name for p in net.populations)
     effects = np.zeros((len(names), len(KINDS), width), dtype=np.int64)
     at = {name: dict(zip(KINDS, rows, strict=True)) for name, rows in zip(names, effects, strict=True)}
@@ -119,7 +129,7 @@ def counter(net: IntNet) -> Counter:
             events["dense_macs"][0] += efferent.synapses
     flat = effects.reshape(-1, width)
     most = np.abs(flat) @ np.array([1, *(bound for t in tallies.values() for bound in t.bounds)])
-    return Counter(tallies, names, flat.astype(exact_dtype(int(most.max()))))
+    return Counter(tallies, names, flat.astype(exact_dtype(int(most.max()))), bytes_)
 
 
 def sums(counter: Counter, samples: int) -> NDArray[Any]:
@@ -129,28 +139,40 @@ def sums(counter: Counter, samples: int) -> NDArray[Any]:
     return room
 
 
-def add(tally: Tally, signal: NDArray[Any], sums: NDArray[Any]) -> None:
-    """Put what the spikes `signal` [N, H, W, C] of a tally's source cause into its rows of `sums`."""
-    n, height, width = len(signal), len(tally.row_kinds), len(tally.column_kinds)
-    size = math.prod(signal.shape[2:])
-    spikes = (signal != 0).view(np.uint8) if tally.graded else signal
-    by_row = _sum_alike(spikes.reshape(n, height, size), tally.rows)
+def view(counter: Counter, source: str, block: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The place of a source in the block, [N, H, W * C]."""
+    tally, samples = counter.tallies[source], len(block) // counter.bytes
+    height = len(tally.row_kinds)
+    row = (tally.place.stop - tally.place.start) // height
+    return block[samples * tally.place.start : samples * tally.place.stop].reshape(samples, height, row)
+
+
+def add(counter: Counter, block: NDArray[np.uint8], rows: slice, sums: NDArray[Any]) -> None:
+    """Put what the spikes in the block cause into `sums`, for the samples `rows`."""
+    for source, tally in counter.tallies.items():
+        _add(tally, view(counter, source, block)[rows], sums[tally.at, rows])
+
+
+def _add(tally: Tally, spikes: NDArray[np.uint8], sums: NDArray[Any]) -> None:
+    n, _, size = spikes.shape
+    width = len(tally.column_kinds)
+    by_row = _sum_alike(spikes, tally.rows)
     by_kind = _sum_alike(by_row.reshape(-1, width, size // width), tally.columns)
     kinds = by_kind.reshape(n, tally.fan_outs.shape[1]).astype(tally.fan_outs.dtype)
     if kinds.size * len(tally.fan_outs) <= SMALL:
-        sums[tally.at] = tally.fan_outs @ kinds.T
+        sums[:] = tally.fan_outs @ kinds.T
         return
-    for row, fan_out in enumerate(tally.fan_outs, tally.at.start):
-        sums[row] = kinds @ fan_out
+    for row, fan_out in zip(sums, tally.fan_outs, strict=True):
+        row[:] = kinds @ fan_out
 
 
 def count(counter: Counter, sums: NDArray[Any]) -> Counts:
     """The counts of a run, from the sums of all tallies."""
-    rows = iter((counter.effects @ sums).astype(np.int64))
-    return Counts({name: dict(zip(KINDS, rows, strict=False)) for name in counter.populations})
+    rows = (counter.effects @ sums).astype(np.int64)
+    return Counts(Rows(counter.populations, rows.reshape(len(counter.populations), len(KINDS), -1)))
 
 
-def _tally(net: IntNet, source: str, shape: tuple[int, int, int], start: int) -> Tally:
+def _tally(net: IntNet, source: str, shape: tuple[int, int, int], byte: int, row: int) -> Tally:
     maps = [np.ones(shape, dtype=np.int64)]
 
     def rows_of(fan_out: NDArray[np.int64]) -> dict[int, int]:
@@ -174,7 +196,7 @@ def _tally(net: IntNet, source: str, shape: tuple[int, int, int], start: int) ->
             efferents.append(Efferent(population.name, bits, int(every.sum()), rows_of(every), rows_of(zeros)))
     bounds = tuple(int(m.sum()) for m in maps)
     fan_outs = np.stack(maps, -1)
-    rows, row_kinds = _alike(fan_outs, LARGEST)
+    rows, row_kinds = _alike(fan_outs, LARGEST if shape[1] * shape[2] >= ROW else 1)
     fan_outs = fan_outs[np.unique(row_kinds, return_index=True)[1]].swapaxes(0, 1)
     most = LARGEST // int(np.bincount(row_kinds).max())
     columns, column_kinds = _alike(fan_outs, most)
@@ -183,8 +205,9 @@ def _tally(net: IntNet, source: str, shape: tuple[int, int, int], start: int) ->
         columns, column_kinds = _alike(fan_outs, most)
     fan_outs = fan_outs[np.unique(column_kinds, return_index=True)[1]].swapaxes(0, 1)
     flat = fan_outs.reshape(-1, len(maps)).T.astype(exact_dtype(max(bounds)), order="C")
-    graded, at = source == INPUT and net.input.bits > 1, slice(start, start + len(bounds))
-    return Tally(source, graded, rows, row_kinds, columns, column_kinds, flat, bounds, tuple(efferents), at)
+    graded = source == INPUT and net.input.bits > 1
+    place, at = slice(byte, byte + math.prod(shape)), slice(row, row + len(bounds))
+    return Tally(source, graded, place, rows, row_kinds, columns, column_kinds, flat, bounds, tuple(efferents), at)
 
 
 def _alike(fan_outs: NDArray[np.int64], most: int) -> tuple[tuple[Any, ...], NDArray[np.int64]]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3nn_deploy.engines import blas
-from s3nn_deploy.engines.counting import Tally
+from s3nn_deploy.engines.counting import Counter
 from s3nn_deploy.engines.layers import Afferent, Layer, Signals, Step, identity
 
 AT_ONCE = 8
@@ -42,22 +42,32 @@ def prepare(layer: Layer) -> Step | None:
     return partial(_run, layer, [_arguments(afferent) for afferent in summed], theta.astype(np.int32), skip)
 
 
-def add(tally: Tally, signal: NDArray[Any], sums: NDArray[Any]) -> None:
-    """`counting.add`, compiled."""
-    channels = signal.shape[2] * signal.shape[3] // len(tally.column_kinds)
-    by_column = signal.reshape(*signal.shape[:2], len(tally.column_kinds), channels)
-    kinds = tally.row_kinds, tally.column_kinds, len(tally.rows), len(tally.columns)
-    if len(signal) == 1:  # sooner done than the other cores are awake
-        _count_one(by_column[0], *kinds, _integers(tally), sums[tally.at, 0], tally.graded)
+def add(counter: Counter, block: NDArray[np.uint8], rows: slice, sums: NDArray[Any]) -> None:
+    """`counting.add`, compiled: one call for all sources."""
+    samples, tables = len(block) // counter.bytes, _tables(counter)
+    if rows.stop - rows.start == 1:  # sooner done than the other cores are awake
+        _count_one(block, samples, rows.start, *tables, sums)
         return
     with ONE_AT_A_TIME:
-        _count(by_column, *kinds, _integers(tally), sums[tally.at], tally.graded)
+        _count(block, samples, rows.start, rows.stop, *tables, sums)
 
 
-@lru_cache(maxsize=1024)
-def _integers(tally: Tally) -> NDArray[np.integer[Any]]:
-    """The fan-outs in a type that holds the sums: the narrower one has faster loops."""
-    return tally.fan_outs.astype(np.int32 if max(tally.bounds) < 1 << 31 else np.int64)
+@lru_cache(maxsize=2)
+def _tables(counter: Counter) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
+    """For the kernel: of each tally [first byte, rows, bytes of a row, columns, kinds of rows, places in a kind, first of its
+    sums, sums]; the kind of each row and then column of all tallies; and the fan-outs of all, in a type that holds the sums:
+    the narrower one has faster loops."""
+    sizes, kinds, fan_outs = [], [], []
+    for tally in counter.tallies.values():
+        height, size = len(tally.row_kinds), tally.place.stop - tally.place.start
+        places = tally.fan_outs.shape[1] // len(tally.rows)
+        geometry = height, size // height, len(tally.column_kinds), len(tally.rows), places
+        sizes.append([tally.place.start, *geometry, tally.at.start, len(tally.bounds)])
+        kinds += [tally.row_kinds, tally.column_kinds]
+        fan_outs.append(tally.fan_outs.reshape(-1))
+    most = max(bound for tally in counter.tallies.values() for bound in tally.bounds)
+    every = np.concatenate(fan_outs).astype(np.int32 if most < 1 << 31 else np.int64)
+    return np.array(sizes), np.concatenate(kinds), every
 
 
 def _arguments(afferent: Afferent) -> tuple[Any, ...]:
@@ -80,10 +90,11 @@ def _run(
     theta: NDArray[np.int32],
     identity: tuple[str, NDArray[np.int32]] | None,
     signals: Signals,
-) -> NDArray[Any]:
-    samples = len(signals[arguments[0][0]])
+    made: NDArray[Any],
+) -> None:
+    samples = len(made)
     skip, factors = (NOTHING, theta) if identity is None else (signals[identity[0]], identity[1])
-    spikes = np.empty((samples, *layer.grid), dtype=np.uint8)
+    spikes = made if layer.bias is None else np.empty((samples, *layer.grid), dtype=np.uint8)
     whole = layer.threshold is None or len(arguments) > 1
     u = np.empty((samples, *layer.grid) if whole else (0, 0, 0, 0), dtype=np.int32)
     blocks = max(1, -(-numba.get_num_threads() // max(samples, 1)))
@@ -91,7 +102,8 @@ def _run(
         fire = layer.threshold is not None and index == len(arguments) - 1
         with ONE_AT_A_TIME:
             _all(signals[source], rows, geometry, blocks, index > 0, fire, theta, skip, factors, u, spikes)
-    return spikes if layer.bias is None else u.astype(np.int64) + layer.bias
+    if layer.bias is not None:
+        np.add(u, layer.bias, out=made)
 
 
 @compiled(parallel=True)
@@ -102,30 +114,38 @@ def _all(source, rows, geometry, blocks, add, fire, theta, skip, factors, u, spi
 
 
 @compiled(parallel=True)
-def _count(signal, row_kinds, column_kinds, rows, columns, fan_outs, sums, graded):  # type: ignore[no-untyped-def]
-    for n in numba.prange(len(signal)):
-        _count_one(signal[n], row_kinds, column_kinds, rows, columns, fan_outs, sums[:, n], graded)
+def _count(block, samples, first, last, sizes, kinds, fan_outs, sums):  # type: ignore[no-untyped-def]
+    for n in numba.prange(first, last):
+        _count_one(block, samples, n, sizes, kinds, fan_outs, sums)
 
 
 @compiled()
-def _count_one(signal, row_kinds, column_kinds, rows, columns, fan_outs, sums, graded):  # type: ignore[no-untyped-def]
-    height, width, channels = signal.shape
-    spikes = np.zeros((rows, columns, channels), dtype=np.uint8)
-    for y in range(height):
-        for x in range(width):
-            of_kind, pixel = spikes[row_kinds[y], column_kinds[x]], signal[y, x]
-            if graded:
+def _count_one(block, samples, n, sizes, kinds, fan_outs, sums):  # type: ignore[no-untyped-def]
+    at_kind, at_fan_out = 0, 0
+    for start, height, size, width, row_kinds, places, at, maps in sizes:
+        spikes = block[samples * start + n * height * size :]
+        by_row = np.zeros((row_kinds, size), dtype=np.uint8)
+        for y in range(height):
+            of_kind, row = by_row[kinds[at_kind + y]], spikes[y * size :]
+            for i in range(size):
+                of_kind[i] += row[i]
+        at_kind += height
+        channels = size // width
+        by_kind = np.zeros(row_kinds * places, dtype=np.int32)  # in which the loops over channels are fast
+        for row_kind in range(row_kinds):
+            for x in range(width):
+                of_column = by_kind[row_kind * places + kinds[at_kind + x] * channels :]
+                column = by_row[row_kind, x * channels :]
                 for i in range(channels):
-                    of_kind[i] += np.uint8(pixel[i] != 0)
-            else:
-                for i in range(channels):
-                    of_kind[i] += np.uint8(pixel[i])
-    by_kind = spikes.reshape(-1)
-    for m in range(len(fan_outs)):
-        total, fan_out = fan_outs[m, 0] * by_kind[0], fan_outs[m]
-        for k in range(1, len(fan_out)):
-            total += by_kind[k] * fan_out[k]
-        sums[m] = total
+                    of_column[i] += column[i]
+        at_kind += width
+        for m in range(at, at + maps):
+            fan_out = fan_outs[at_fan_out:]
+            total = fan_out[0] * by_kind[0]
+            for k in range(1, len(by_kind)):
+                total += fan_out[k] * by_kind[k]
+            sums[m, n] = total
+            at_fan_out += len(by_kind)
 
 
 @compiled()

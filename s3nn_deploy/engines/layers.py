@@ -26,8 +26,8 @@ EXACT_FLOAT64 = 1 << 53
 Signals = Mapping[str, NDArray[np.unsignedinteger[Any]]]
 """The input and the spikes of the populations so far, [N, H, W, C] each."""
 
-Step = Callable[[Signals], NDArray[Any]]
-"""What an engine makes of a layer: the spikes, uint8 [N, H, W, C], or the readout's `u + bias`, int64 [N, H, W, C]."""
+Step = Callable[[Signals, NDArray[Any]], None]
+"""What an engine makes of a layer, put into an array [N, H, W, C]: the spikes, uint8, or the readout's `u + bias`, int64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,14 @@ class Layer:
     bias: NDArray[np.int64] | None
     or_pool: bool
     macs: int
+
+
+def apply(layer: Layer, step: Step, signals: Signals) -> NDArray[Any]:
+    """What a step makes of the layer."""
+    samples = len(signals[layer.afferents[0].source])
+    made = np.empty((samples, *layer.grid), np.int64 if layer.threshold is None else np.uint8)
+    step(signals, made)
+    return made
 
 
 def layers(net: IntNet) -> tuple[Layer, ...]:

@@ -50,7 +50,7 @@ def prepare(layer: Layer) -> Step | None:
     if len(layer.afferents) == 1:
         (afferent,) = layer.afferents
         fire = _convolution(afferent, above, torch.uint8)
-        return lambda signals: _array(fire(_tensor(afferent, signals)))
+        return lambda signals, spikes: _put(fire(_tensor(afferent, signals)), spikes)
     joined = identity(layer.afferents)
     if joined is not None and len(np.unique(joined[1].conv.weight)) == 1:
         afferent, other = joined
@@ -77,19 +77,23 @@ def _parts(afferent: Afferent) -> bool:
     return afferent.maximum > SPLIT or afferent.grid[2] == 1
 
 
-def _fire(potentials: Callable[[Signals], torch.Tensor], signals: Signals) -> NDArray[np.uint8]:
-    return _array(torch.gt(potentials(signals), 0).view(torch.uint8))
+def _fire(potentials: Callable[[Signals], torch.Tensor], signals: Signals, spikes: NDArray[np.uint8]) -> None:
+    _put(torch.gt(potentials(signals), 0).view(torch.uint8), spikes)
 
 
-def _fire_with_identity(fire: Convolution, afferent: Afferent, other: Afferent, signals: Signals) -> NDArray[np.uint8]:
+def _fire_with_identity(
+    fire: Convolution, afferent: Afferent, other: Afferent, signals: Signals, spikes: NDArray[np.uint8]
+) -> None:
     """`fire` adds to the spikes of the identity in place of them: below 0 saturates to 0, above 1 is clipped."""
-    spikes = fire(_tensor(afferent, signals), _tensor(other, signals).clone())
-    return _array(spikes.clamp_(max=1))
+    np.minimum(_array(fire(_tensor(afferent, signals), _tensor(other, signals).clone())), 1, out=spikes)
 
 
-def _readout(layer: Layer, potentials: Callable[[Signals], torch.Tensor], signals: Signals) -> NDArray[np.int64]:
+def _readout(
+    layer: Layer, potentials: Callable[[Signals], torch.Tensor], signals: Signals, u: NDArray[np.int64]
+) -> None:
     assert layer.bias is not None
-    return _array(potentials(signals)).astype(np.int64) + layer.bias
+    _put(potentials(signals), u)
+    u += layer.bias
 
 
 def _potentials(layer: Layer, bias: NDArray[Any]) -> Callable[[Signals], torch.Tensor]:
@@ -167,9 +171,14 @@ def _tensor(afferent: Afferent, signals: Signals) -> torch.Tensor:
     return torch.from_numpy(x).permute(0, 3, 1, 2)
 
 
+def _put(tensor: torch.Tensor, out: NDArray[Any]) -> None:
+    """Put [N, C, H, W] into `out` [N, H, W, C]."""
+    np.copyto(out, _array(tensor), casting="unsafe")
+
+
 def _array(tensor: torch.Tensor) -> NDArray[Any]:
-    """[N, C, H, W] as C-ordered [N, H, W, C]; what the kernels give lies so already."""
-    return np.ascontiguousarray(tensor.permute(0, 2, 3, 1).numpy())
+    """[N, C, H, W] as [N, H, W, C]; what the kernels give lies so already."""
+    return tensor.permute(0, 2, 3, 1).numpy()
 
 
 def _pool(layer: Layer) -> Step | None:
@@ -180,4 +189,4 @@ def _pool(layer: Layer) -> Step | None:
     if len(conv.weight) != conv.groups or any(2 * p > k for p, k in zip(conv.padding, kernel, strict=True)):
         return None
     arguments = [kernel, conv.stride, conv.padding, conv.dilation, False]
-    return lambda signals: _array(torch.ops.quantized.max_pool2d(_tensor(afferent, signals), *arguments))
+    return lambda signals, spikes: _put(torch.ops.quantized.max_pool2d(_tensor(afferent, signals), *arguments), spikes)
