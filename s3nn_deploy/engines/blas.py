@@ -167,19 +167,16 @@ class _Potentials:
                 ways[index] = _Winograd(afferent, self.layer.grid, quadruple)
         return ways if bound < EXACT_FLOAT32 else self.few
 
-    def samples(self, signals: Signals) -> int:
-        return len(signals[self.layer.afferents[0].source])
-
     def slabs(self, signals: Signals) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
         """Potentials [samples, rows, W, C] of whole samples, or of rows of one; each slab overwrites the last."""
-        samples, (height, width, channels) = self.samples(signals), self.layer.grid
+        sources = [afferent.source for afferent in self.layer.afferents]
+        samples, (height, width, channels) = len(signals[sources[0]]), self.layer.grid
         ways = self.many if samples * height * width >= 4 * MANY else self.few
         row = max(width * channels, *(way.room(2) // 2 for way in ways))
         at_once = max(1, SLAB // (row * np.dtype(self.dtype).itemsize))
         n_rows, n_images = min(height, max(2, at_once // 2 * 2)), max(1, min(samples, at_once // height))
         u, product = (np.empty(n_images * n_rows * width * channels, self.dtype) for _ in range(2))
         room = np.empty(n_images * max(way.room(n_rows) for way in ways), self.dtype)
-        sources = [afferent.source for afferent in self.layer.afferents]
         for start in range(0, samples, n_images):
             images = slice(start, min(samples, start + n_images))
             seen = [way.see(signals[source][images]) for way, source in zip(ways, sources, strict=True)]
