@@ -239,7 +239,7 @@ def measure(
     made: dict[str, Runner], x: np.ndarray, rounds: int, clock: str
 ) -> tuple[dict[str, tuple[float, float, int]], dict[str, float]]:
     """For each runner the median of its seconds, its interquartile range over it, and how many samples were quiet; and for
-    each that counts, the median over the rounds of what that adds, one right after the other, as a share."""
+    each that counts, the median over the rounds of what that adds, one right after the other in either order, as a share."""
     order = np.random.default_rng(0)
     repeat, taken = {}, {label: [] for label in made}
     for label, run in made.items():
@@ -249,7 +249,8 @@ def measure(
         repeat[label] = max(1, int(SECONDS / (time.perf_counter() - start)))
     for number in range(rounds):
         for first in order.permutation([label for label in made if not label.endswith(UNCOUNTED)]):
-            for label in (first, first + UNCOUNTED) if first + UNCOUNTED in made else (first,):
+            pair = [label for label in (first, first + UNCOUNTED) if label in made]
+            for label in pair if number % 2 else reversed(pair):
                 time.sleep(PAUSE)
                 made[label](x)
                 taken[label].append(sample(made[label], x, repeat[label], clock))

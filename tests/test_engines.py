@@ -117,6 +117,27 @@ def test_cores_that_share_a_batch_give_the_same_traces_and_counts(name, cores, e
 
 
 @pytest.mark.parametrize("engine", ["numpy", *FAST])
+def test_a_trace_keeps_its_spikes_while_any_part_of_them_is_held_and_then_leaves_its_memory(engine):
+    net = ZOO["residual"]
+
+    def address(array: np.ndarray) -> int:
+        return array.__array_interface__["data"][0]
+
+    traces = [emulator.run(net, samples(net, 40, seed), engine=engine) for seed in range(3)]
+    for seed, trace in enumerate(traces):
+        assert_same(trace, reference.run(net, samples(net, 40, seed)))
+    name = next(iter(traces[0].spikes))
+    part = traces[0].spikes[name][3:, ::2]
+    before = part.copy()
+    free = {address(trace.spikes[name]) for trace in traces[1:]}
+    del trace, traces
+    later = [emulator.run(net, samples(net, 40, 5), engine=engine) for _ in range(3)]
+    assert np.array_equal(part, before)
+    assert not any(np.shares_memory(part, trace.spikes[name]) for trace in later)
+    assert free < {address(trace.spikes[name]) for trace in later}
+
+
+@pytest.mark.parametrize("engine", ["numpy", *FAST])
 def test_more_cores_than_samples(engine, monkeypatch):
     monkeypatch.setattr(emulator, "TOGETHER", 0)
     for net in (ZOO["lenet"], ZOO["mlp"]):

@@ -5,8 +5,11 @@ cannot express, or that fails its check when it is prepared, is run by the NumPy
 """
 
 import sys
+import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import import_module
@@ -48,6 +51,9 @@ LAYER_SECONDS, MACS_PER_SECOND = 40e-6, 60e9
 """What the NumPy engine takes: for a layer of one call, and for multiply-accumulates; on two cores (docs/speed.md)."""
 
 
+NOTHING = np.empty(0, dtype=np.uint8)
+
+
 def run(net: IntNet, x: Any, file: Path | None = None, engine: str = "auto") -> Trace:
     """Run `net`, or the network in `file` (.npz), on `x`, integers [N, *input shape]; the trace has exact counts.
 
@@ -77,7 +83,7 @@ def forward(net: IntNet, x: NDArray[np.unsignedinteger[Any]], engine: str, *, co
     steps, name, add = _steps(net, engine)
     counter = prepared.counter
     sums = counting.sums(counter, len(x))
-    block = np.empty(len(x) * counter.bytes, dtype=np.uint8)
+    block = prepared.room(len(x) * counter.bytes)
     libraries = _libraries(ENGINES[engine][1])
     cores = min((library.num_threads for library in libraries.select(user_api="blas").lib_controllers), default=1)
     # each core has samples of its own, so that all of the work is shared, and each core counts the spikes that it made
@@ -102,11 +108,16 @@ def forward(net: IntNet, x: NDArray[np.unsignedinteger[Any]], engine: str, *, co
                 INPUT: channels_last(x[rows]),
                 **{name: place[rows] for name, place in places.items()},
             }
-            for layer, step in zip(prepared.layers, steps, strict=True):
-                step(signals, signals[layer.name])
-            if counted:  # not between layers: there, the engines' threads would fall asleep
+            if counted:
                 shown = counting.view(counter, INPUT, block)[rows]
                 np.not_equal(signals[INPUT].reshape(shown.shape), 0, out=shown.view(np.bool_))
+            for layer, step in zip(prepared.layers, steps, strict=True):
+                step(signals, signals[layer.name])
+                if counted and share and layer.threshold is not None:  # while they are in a cache
+                    counting.add(counter, block, rows, sums, layer.name)
+            if counted and share:
+                counting.add(counter, block, rows, sums, INPUT)
+            elif counted:  # not between layers: there, the engines' threads would fall asleep
                 add(counter, block, rows, sums)
 
     # BLAS's threads wait busily, on a processor that others need
@@ -134,15 +145,32 @@ def _libraries(package: str) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A network's layers and counter, and the seconds of work that NumPy has been given, as `_choose` reckons."""
+    """What is kept of a network.
+
+    Attributes:
+        spent: the seconds of work that NumPy has been given, as `_choose` reckons.
+        free: the memory of traces that are gone, for the next ones: its pages need not be made again.
+    """
 
     layers: tuple[Layer, ...]
     counter: counting.Counter
     spent: list[float] = field(default_factory=lambda: [0.0])
+    free: deque[NDArray[np.uint8]] = field(default_factory=lambda: deque(maxlen=2))
 
     def seconds(self, samples: int) -> float:
         """What the NumPy engine takes for so many samples."""
         return LAYER_SECONDS * len(self.layers) + samples * sum(a.macs for a in self.layers) / MACS_PER_SECOND
+
+    def room(self, size: int) -> NDArray[np.uint8]:
+        """So many bytes, which are free again once no array has a view of them."""
+        memory = NOTHING
+        with suppress(IndexError):
+            memory = self.free.pop()
+        if len(memory) < size:
+            memory = np.empty(size, dtype=np.uint8)
+        room = np.asarray(memory.data)  # what views of it refer to, and not to `memory`
+        weakref.finalize(room, self.free.append, memory)
+        return room[:size]
 
 
 @lru_cache(maxsize=2)

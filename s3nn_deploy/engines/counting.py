@@ -147,9 +147,10 @@ def view(counter: Counter, source: str, block: NDArray[np.uint8]) -> NDArray[np.
     return block[samples * tally.place.start : samples * tally.place.stop].reshape(samples, height, row)
 
 
-def add(counter: Counter, block: NDArray[np.uint8], rows: slice, sums: NDArray[Any]) -> None:
-    """Put what the spikes in the block cause into `sums`, for the samples `rows`."""
-    for source, tally in counter.tallies.items():
+def add(counter: Counter, block: NDArray[np.uint8], rows: slice, sums: NDArray[Any], *sources: str) -> None:
+    """Put what the spikes in the block cause into `sums`, for the samples `rows`, of all sources if none is named."""
+    for source in sources or counter.tallies:
+        tally = counter.tallies[source]
         _add(tally, view(counter, source, block)[rows], sums[tally.at, rows])
 
 
