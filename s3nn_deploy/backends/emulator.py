@@ -124,7 +124,7 @@ def forward(net: IntNet, x: NDArray[np.unsignedinteger[Any]], engine: str, *, co
     with libraries.limit(limits=1 if share or engine != "numpy" else None, user_api="blas"):
         edges = [len(x) * part // parts for part in range(parts + 1)]
         list((_hands(cores).map if share else map)(compute, map(slice, edges, edges[1:])))
-    counts = counting.count(counter, sums) if counted else None
+        counts = counting.count(counter, sums) if counted else None
     spikes = {p.name: channels_first(places[p.name], p.shape).view(np.bool_) for p in net.spiking}
     readout = channels_first(places[net.readout.name], net.readout.shape).reshape(len(x), net.readout.size)
     return Trace(spikes, readout, net.scale, name, counts)
