@@ -28,8 +28,15 @@ CHANNELS = 48
 ROW = 64
 """Rows of fewer bytes are not worth summing."""
 
+LOOP = 128
+"""What NumPy could sum, in bytes, in the time that each loop over neighbouring bytes takes to start."""
+
 SMALL = 1_000_000
 """Multiply-accumulates up to which BLAS has a fast way for few columns; beyond, a product with each of them is faster."""
+
+
+Alike = tuple[Any, int, int, bool]
+"""Indices of rows or columns, the first and the end of the kinds that they are of by turns, and whether each is a kind of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +46,8 @@ class Tally:
     Attributes:
         graded: the source is the input, and has several bits: what is counted are values other than zero.
         place: of its spikes among those of a sample, in bytes.
-        rows, columns: the kinds of rows, and of columns within all of them: the indices that are of each kind. Where columns
-            differ too much, a row is one column of W * C channels.
+        rows, columns: the kinds of rows, and of columns within all of them. Where columns differ too much, a row is one column
+            of W * C channels.
         row_kinds, column_kinds: the same as the kind of each row and column.
         fan_outs: [fan-outs, kinds of rows * kinds of columns * C]; the first row is ones, to count spikes; in a type in
             which the sum over all neurons is exact.
@@ -52,9 +59,9 @@ class Tally:
     source: str
     graded: bool
     place: slice
-    rows: tuple[Any, ...]
+    rows: tuple[Alike, ...]
     row_kinds: NDArray[np.int64]
-    columns: tuple[Any, ...]
+    columns: tuple[Alike, ...]
     column_kinds: NDArray[np.int64]
     fan_outs: NDArray[Any]
     bounds: tuple[int, ...]
@@ -197,13 +204,14 @@ def _tally(net: IntNet, source: str, shape: tuple[int, int, int], byte: int, row
             efferents.append(Efferent(population.name, bits, int(every.sum()), rows_of(every), rows_of(zeros)))
     bounds = tuple(int(m.sum()) for m in maps)
     fan_outs = np.stack(maps, -1)
-    rows, row_kinds = _alike(fan_outs, LARGEST if shape[1] * shape[2] >= ROW else 1)
+    width = shape[1] * shape[2]
+    rows, row_kinds = _alike(fan_outs, LARGEST if width >= ROW else 1, width)
     fan_outs = fan_outs[np.unique(row_kinds, return_index=True)[1]].swapaxes(0, 1)
     most = LARGEST // int(np.bincount(row_kinds).max())
-    columns, column_kinds = _alike(fan_outs, most)
-    if shape[2] < CHANNELS or 2 * len(columns) > shape[1]:  # not worth a pass of its own: the row as one column
-        fan_outs = fan_outs.swapaxes(0, 1).reshape(1, len(rows), -1, len(maps))
-        columns, column_kinds = _alike(fan_outs, most)
+    columns, column_kinds = _alike(fan_outs, most, shape[2])
+    if shape[2] < CHANNELS or 2 * (column_kinds.max() + 1) > shape[1]:  # not worth a pass of its own: the row as one column
+        fan_outs = fan_outs.swapaxes(0, 1).reshape(1, -1, width, len(maps))
+        columns, column_kinds = _alike(fan_outs, most, width)
     fan_outs = fan_outs[np.unique(column_kinds, return_index=True)[1]].swapaxes(0, 1)
     flat = fan_outs.reshape(-1, len(maps)).T.astype(exact_dtype(max(bounds)), order="C")
     graded = source == INPUT and net.input.bits > 1
@@ -211,40 +219,62 @@ def _tally(net: IntNet, source: str, shape: tuple[int, int, int], byte: int, row
     return Tally(source, graded, place, rows, row_kinds, columns, column_kinds, flat, bounds, tuple(efferents), at)
 
 
-def _alike(fan_outs: NDArray[np.int64], most: int) -> tuple[tuple[Any, ...], NDArray[np.int64]]:
-    """Which entries along the first axis are alike, at most `most` of a kind: the indices of each kind, as slices where they
-    are evenly spaced; and the kind of each entry."""
-    found: dict[bytes, list[list[int]]] = {}
+def _alike(fan_outs: NDArray[np.int64], most: int, size: int) -> tuple[tuple[Alike, ...], NDArray[np.int64]]:
+    """Which entries along the first axis are alike, at most `most` of a kind (nothing if all are kinds of their own), and the
+    kind of each entry.
+
+    Args:
+        size: bytes of spikes in an entry.
+    """
+    found: dict[bytes, list[int]] = {}
     for index, entry in enumerate(fan_outs):
-        kinds = found.setdefault(entry.tobytes(), [[]])
-        if len(kinds[-1]) == most:
-            kinds.append([])
-        kinds[-1].append(index)
-    of = np.empty(len(fan_outs), dtype=np.int64)
-    every = sorted(indices for kinds in found.values() for indices in kinds)
-    for kind, indices in enumerate(every):
-        of[indices] = kind
-    return tuple(map(_evenly, every)), of
+        found.setdefault(entry.tobytes(), []).append(index)
+    runs = sorted(run for indices in found.values() for run in _runs(indices, most, size))
+    of, alike, start = np.empty(len(fan_outs), dtype=np.int64), [], 0
+    for indices, kinds in runs:
+        of[indices] = start + np.arange(len(indices)) % kinds
+        alike.append((_evenly(indices), start, start + kinds, kinds == len(indices)))
+        start += kinds
+    return tuple(alike) if start < len(of) else (), of
+
+
+def _runs(indices: list[int], most: int, size: int) -> list[tuple[list[int], int]]:
+    """Indices that are alike, in parts with the number of kinds that each part makes by turns: side by side, kinds are
+    summed in one loop, so that a few are faster than one where entries are small."""
+    count = len(indices)
+    if indices[-1] - indices[0] + 1 > count:  # apart
+        return [(indices[at : at + most], 1) for at in range(0, count, most)]
+    kinds = min(
+        (k for k in range(-(-count // most), count + 1) if count % k == 0),
+        key=lambda k: count // k * LOOP + k * size,
+    )
+    if kinds == count > 1 < most:  # such as a prime number of them
+        return [*_runs(indices[:-1], most, size), (indices[-1:], 1)]
+    return [(indices, kinds)]
 
 
 def _evenly(indices: list[int]) -> Any:
-    if len(indices) == 1:
-        return indices[0]
-    even = slice(indices[0], indices[-1] + 1, indices[1] - indices[0])
-    return even if indices == list(range(even.start, even.stop, even.step)) else np.array(indices)
+    """The indices as a slice, if they are evenly spaced."""
+    step = indices[1] - indices[0] if len(indices) > 1 else 1
+    even = slice(indices[0], indices[-1] + 1, step)
+    return even if indices == list(range(even.start, even.stop, step)) else np.array(indices)
 
 
-def _sum_alike(values: NDArray[Any], kinds: tuple[Any, ...]) -> NDArray[Any]:
+def _sum_alike(values: NDArray[Any], alike: tuple[Alike, ...]) -> NDArray[Any]:
     """`values` [N, A, M] summed over the entries of each kind, [N, kinds, M]; no sum exceeds `LARGEST`."""
-    if len(kinds) == values.shape[1]:  # every entry is of its own kind, in order
+    if not alike:
         return values
-    sums = np.empty((len(values), len(kinds), values.shape[2]), dtype=np.uint8)
-    for index, kind in enumerate(kinds):
-        if isinstance(kind, int):
-            sums[:, index] = values[:, kind]
+    samples, entries, size = values.shape
+    row = alike[-1][2] * size
+    sums, flat = np.empty((samples, row), dtype=np.uint8), values.reshape(samples, entries * size)
+    for indices, start, stop, alone in alike:
+        out = sums[:, start * size : stop * size]
+        if alone:
+            out[:] = flat[:, indices.start * size : indices.stop * size]
         else:
-            np.add.reduce(values[:, kind], axis=1, dtype=np.uint8, out=sums[:, index])
-    return sums
+            some = values[:, indices].reshape(samples, -1, (stop - start) * size)
+            np.add.reduce(some, axis=1, dtype=np.uint8, out=out)
+    return sums.reshape(samples, -1, size)
 
 
 def _fan_out(conv: Conv2d, grid: tuple[int, int, int], counted: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -60,8 +60,8 @@ def _tables(counter: Counter) -> tuple[NDArray[np.int64], NDArray[np.int64], NDA
     sizes, kinds, fan_outs = [], [], []
     for tally in counter.tallies.values():
         height, size = len(tally.row_kinds), tally.place.stop - tally.place.start
-        places = tally.fan_outs.shape[1] // len(tally.rows)
-        geometry = height, size // height, len(tally.column_kinds), len(tally.rows), places
+        row_kinds = int(tally.row_kinds.max()) + 1
+        geometry = height, size // height, len(tally.column_kinds), row_kinds, tally.fan_outs.shape[1] // row_kinds
         sizes.append([tally.place.start, *geometry, tally.at.start, len(tally.bounds)])
         kinds += [tally.row_kinds, tally.column_kinds]
         fan_outs.append(tally.fan_outs.reshape(-1))
