@@ -49,6 +49,7 @@ bench: setup  ## set up other tools apart in .bench and time every engine beside
 	.bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[fast,neurons]' -c constraints.txt
 	.bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sinabs==3.1.3 pbr
 	.bench/bin/python -m benchmarks.speed
+	.bench/bin/python -m benchmarks.speed --counting
 	.bench/bin/python -m benchmarks.speed --curve
 	.bench/bin/python -m benchmarks.speed --start
 

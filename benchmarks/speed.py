@@ -2,13 +2,15 @@
 
     python -m benchmarks.speed                       # three networks, batches of 1, 64 and 256
     python -m benchmarks.speed --nets lenet --batches 1
+    python -m benchmarks.speed --counting            # what counting adds, call by call
     python -m benchmarks.speed --curve               # cost against the share of neurons that fire
     python -m benchmarks.speed --clock cpu --threads 1   # on a machine that others use, too
 
 Everything timed is compared with `==` first. Tools that are not installed are left out; `make bench` installs them apart.
 A round runs each of them once. A sample of wall-clock time during which other processes used more than 6 % of a processor
 is dropped; the medians of the others are printed. With --clock cpu, processor time is taken instead, which others disturb
-less. Writes the tables and the curve of docs/speed.md, between its markers.
+less. A few percent are less than what rounds differ by: for what counting adds, calls with and without it take turns. Writes the
+tables and the curve of docs/speed.md, between its markers.
 """
 
 import argparse
@@ -43,6 +45,8 @@ QUIET = 0.06
 """Of a processor: what others may use during a sample."""
 SECONDS = 0.25
 """Least length of a sample; the kernel counts processor time in hundredths of a second."""
+TURNS = 8.0
+"""Seconds of calls with and without counting, in turns, for an engine, a network and a batch."""
 PAUSE = 0.2
 """Seconds between samples: the threads of the tool before, BLAS's above all, wait busily for a while."""
 BASE = "PyTorch float32"
@@ -235,11 +239,8 @@ def sample(run: Runner, x: np.ndarray, repeat: int, clock: str) -> tuple[float, 
     return (wall if clock == "wall" else used) / repeat, max(0.0, busy() - others - used) / wall
 
 
-def measure(
-    made: dict[str, Runner], x: np.ndarray, rounds: int, clock: str
-) -> tuple[dict[str, tuple[float, float, int]], dict[str, float]]:
-    """For each runner the median of its seconds, its interquartile range over it, and how many samples were quiet; and for
-    each that counts, the median over the rounds of what that adds, one right after the other in either order, as a share."""
+def measure(made: dict[str, Runner], x: np.ndarray, rounds: int, clock: str) -> dict[str, tuple[float, float, int]]:
+    """For each runner the median of its seconds, its interquartile range over it, and how many samples were quiet."""
     order = np.random.default_rng(0)
     repeat, taken = {}, {label: [] for label in made}
     for label, run in made.items():
@@ -248,12 +249,10 @@ def measure(
         run(x)
         repeat[label] = max(1, int(SECONDS / (time.perf_counter() - start)))
     for number in range(rounds):
-        for first in order.permutation([label for label in made if not label.endswith(UNCOUNTED)]):
-            pair = [label for label in (first, first + UNCOUNTED) if label in made]
-            for label in pair if number % 2 else reversed(pair):
-                time.sleep(PAUSE)
-                made[label](x)
-                taken[label].append(sample(made[label], x, repeat[label], clock))
+        for label in order.permutation(list(made)):
+            time.sleep(PAUSE)
+            made[label](x)
+            taken[label].append(sample(made[label], x, repeat[label], clock))
         if sys.stderr.isatty():
             print(f"\r  round {number + 1} of {rounds}", end="", file=sys.stderr)
     found = {}
@@ -262,10 +261,32 @@ def measure(
         kept = sorted(quiet if clock == "wall" and len(quiet) >= 3 else [seconds for seconds, _ in samples])
         low, high = kept[len(kept) // 4], kept[-1 - len(kept) // 4]
         found[label] = statistics.median(kept), (high - low) / statistics.median(kept), len(quiet)
-    pairs = {
-        label: zip(taken[label], taken[label + UNCOUNTED], strict=True) for label in made if label + UNCOUNTED in made
-    }
-    return found, {label: statistics.median(a[0] / b[0] - 1 for a, b in both) for label, both in pairs.items()}
+    return found
+
+
+def counting(threads: int, batches: list[int]) -> str:
+    """What counting adds to each engine: calls in the order without, with, with, without, of which the medians are compared."""
+    lines = [f"| | | {' | '.join(f'at {batch}' for batch in batches)} |", "|---|---|" + "---:|" * len(batches)]
+    for name in speed_nets.NETS:
+        net = speed_nets.build(name)
+        for label, kind in ENGINES.items():
+            print(f"{name}, {label}", file=sys.stderr)
+            cells = []
+            for batch in batches:
+                x = speed_nets.inputs(net.input, batch)
+                taken: dict[bool, list[float]] = {False: [], True: []}
+                start = time.perf_counter()
+                while time.perf_counter() - start < TURNS or len(taken[True]) < 12:
+                    for counted in (False, True, True, False):
+                        begin = time.perf_counter()
+                        emulator.forward(net, x, kind, counted=counted)
+                        taken[counted].append(time.perf_counter() - begin)
+                without, with_ = (np.quantile(taken[counted][2:], [0.25, 0.5]) for counted in (False, True))
+                low, median = with_ / without - 1
+                cells.append(f"{median:+.1%} ({low:+.1%})")
+            lines.append(f"| {name} | {label} | {' | '.join(cells)} |")
+    note = f"Time that counting adds to the median of calls, and to their lower quartile. {threads} threads, wall-clock time,"
+    return "\n".join([*lines, "", f"{note} {TURNS:.0f} seconds of calls each, in turns without, with, with, without."])
 
 
 def lava_sentence(net: IntNet, few: int = 8, many: int = 1032) -> str:
@@ -353,17 +374,16 @@ def table(name: str, batches: list[int], rounds: int, clock: str, threads: int) 
     """The section of one network: a row for each tool, images a second and ratios, and how it was measured."""
     net = speed_nets.build(name)
     cells: dict[str, dict[int, str]] = {}
-    quiet, spread, counting = [], [], []
+    quiet, spread = [], []
     for batch in batches:
         print(f"{name}, batch {batch}", file=sys.stderr)
         x = speed_nets.inputs(net.input, batch)
-        made, added = measure(checked(runners(net, threads), net, x), x, rounds, clock)
+        made = measure(checked(runners(net, threads), net, x), x, rounds, clock)
         base = made[BASE][0]
         for label, (seconds, range_, calm) in made.items():
             cells.setdefault(label, {})[batch] = f"{batch / seconds:,.0f} | {base / seconds:.2f}"
             quiet.append(calm)
             spread.append(range_)
-        counting += [f"{label.split()[0]} {more:+.0%} at {batch}" for label, more in added.items()]
     firing = float(np.mean([s.mean() for s in emulator.forward(net, x, "numpy").spikes.values()]))
     with tempfile.TemporaryDirectory() as folder:
         used = memory(npz.write(net, Path(folder) / "net.npz"), batches[-1])
@@ -380,7 +400,7 @@ def table(name: str, batches: list[int], rounds: int, clock: str, threads: int) 
         f"{'s' if threads > 1 else ''}, {times}, median of {rounds} interleaved rounds; "
         + (f"of each tool's samples at least {min(quiet)} were quiet; " if clock == "wall" else "")
         + f"interquartile range {statistics.median(spread):.0%} of the median ({max(spread):.0%} at most). "
-        f"Counting adds: {', '.join(counting)}. MiB: peak of a process of its own, batch {batches[-1]}."
+        f"MiB: peak of a process of its own, batch {batches[-1]}."
         + (lava_sentence(net) if name == "mlp" else "")
     )
     return "\n".join([f"### {name}: {speed_nets.NETS[name][0].__doc__}", "", *lines, "", note])
@@ -396,7 +416,7 @@ def curve(rounds: int, clock: str, threads: int, batch: int = 16) -> str:
         x = speed_nets.inputs(net.input, batch)
         trace = emulator.forward(net, x, "numpy")
         made = {label: engine(net, kind, True) for label, kind in ENGINES.items()} | {BASE: folded(net)}
-        for label, (seconds, _, _) in measure(checked(iter(made.items()), net, x), x, rounds, clock)[0].items():
+        for label, (seconds, _, _) in measure(checked(iter(made.items()), net, x), x, rounds, clock).items():
             rows.setdefault(label, []).append(1e3 * seconds / batch)
         rates.append(float(np.mean([s.mean() for n, s in trace.spikes.items() if n != "pool"])))
         operations.append(float(trace.counts.total("synops").mean()))
@@ -453,6 +473,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--counting", action="store_true", help="what counting adds instead of the tables")
     parser.add_argument("--curve", action="store_true", help="cost against firing instead of the tables")
     parser.add_argument("--start", action="store_true", help="what starting costs instead of the tables")
     parser.add_argument("--dry", action="store_true", help="print, and leave docs/speed.md as it is")
@@ -464,8 +485,8 @@ def main() -> None:
     set_threads(given.threads)
     how = (given.rounds, given.clock, given.threads)
     made: dict[str, Callable[[], str]] = {n: partial(table, n, given.batches, *how) for n in given.nets}
-    if given.curve or given.start:
-        made = {"curve": partial(curve, *how)} if given.curve else {"start": start}
+    others = {"counting": partial(counting, given.threads, given.batches), "curve": partial(curve, *how), "start": start}
+    made = {section: compute for section, compute in others.items() if getattr(given, section)} or made
     for section, compute in {"machine": machine, **made}.items():
         text = compute()
         print(text, flush=True)

@@ -229,7 +229,10 @@ def _alike(fan_outs: NDArray[np.int64], most: int, size: int) -> tuple[tuple[Ali
     found: dict[bytes, list[int]] = {}
     for index, entry in enumerate(fan_outs):
         found.setdefault(entry.tobytes(), []).append(index)
-    runs = sorted(run for indices in found.values() for run in _runs(indices, most, size))
+    runs = [run for indices in found.values() for run in _runs(indices, most, size)]
+    alone = sorted(index for indices, kinds in runs if kinds == len(indices) for index in indices)
+    summed = sorted((indices, kinds) for indices, kinds in runs if kinds < len(indices))
+    runs = [(alone, len(alone)), *summed] if alone else summed
     of, alike, start = np.empty(len(fan_outs), dtype=np.int64), [], 0
     for indices, kinds in runs:
         of[indices] = start + np.arange(len(indices)) % kinds
@@ -248,7 +251,7 @@ def _runs(indices: list[int], most: int, size: int) -> list[tuple[list[int], int
         (k for k in range(-(-count // most), count + 1) if count % k == 0),
         key=lambda k: count // k * LOOP + k * size,
     )
-    if kinds == count > 1 < most:  # such as a prime number of them
+    if kinds == count > most > 1:  # such as a prime number of them
         return [*_runs(indices[:-1], most, size), (indices[-1:], 1)]
     return [(indices, kinds)]
 
@@ -264,17 +267,17 @@ def _sum_alike(values: NDArray[Any], alike: tuple[Alike, ...]) -> NDArray[Any]:
     """`values` [N, A, M] summed over the entries of each kind, [N, kinds, M]; no sum exceeds `LARGEST`."""
     if not alike:
         return values
-    samples, entries, size = values.shape
-    row = alike[-1][2] * size
-    sums, flat = np.empty((samples, row), dtype=np.uint8), values.reshape(samples, entries * size)
+    samples, _, size = values.shape
+    sums = np.empty((samples, alike[-1][2], size), dtype=np.uint8)
+    flat = sums.reshape(samples, -1)
     for indices, start, stop, alone in alike:
-        out = sums[:, start * size : stop * size]
+        some = values[:, indices]
         if alone:
-            out[:] = flat[:, indices.start * size : indices.stop * size]
+            sums[:, start:stop] = some
         else:
-            some = values[:, indices].reshape(samples, -1, (stop - start) * size)
-            np.add.reduce(some, axis=1, dtype=np.uint8, out=out)
-    return sums.reshape(samples, -1, size)
+            by_turns = some.reshape(samples, -1, (stop - start) * size)
+            np.add.reduce(by_turns, axis=1, dtype=np.uint8, out=flat[:, start * size : stop * size])
+    return sums
 
 
 def _fan_out(conv: Conv2d, grid: tuple[int, int, int], counted: NDArray[np.bool_]) -> NDArray[np.int64]:
