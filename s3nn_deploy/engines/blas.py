@@ -7,6 +7,7 @@ Thresholds are clamped to the reachable range first, so that they are exact in t
 """
 
 import math
+import threading
 from collections.abc import Iterator
 from functools import cached_property, partial, reduce
 from typing import Any
@@ -24,6 +25,9 @@ SLAB = 4 << 20
 
 MANY = 64
 """Tiles of 2x2 outputs below which Winograd's larger weights cost more to read than they save."""
+
+ALIGNED = 16
+"""Values after which a vector of the processor's starts."""
 
 SHORT = 16
 """Source values in one row of a kernel below which gathering takes another order (measured: 7 times faster at 3)."""
@@ -175,8 +179,9 @@ class _Potentials:
         row = max(width * channels, *(way.room(2) // 2 for way in ways))
         at_once = max(1, SLAB // (row * np.dtype(self.dtype).itemsize))
         n_rows, n_images = min(height, max(2, at_once // 2 * 2)), max(1, min(samples, at_once // height))
-        u, product = (np.empty(n_images * n_rows * width * channels, self.dtype) for _ in range(2))
-        room = np.empty(n_images * max(way.room(n_rows) for way in ways), self.dtype)
+        values = -(-n_images * n_rows * width * channels // ALIGNED) * ALIGNED
+        memory = _scratch(2 * values + n_images * max(way.room(n_rows) for way in ways), self.dtype)
+        u, product, room = memory[:values], memory[values : 2 * values], memory[2 * values :]
         for start in range(0, samples, n_images):
             images = slice(start, min(samples, start + n_images))
             seen = [way.see(signals[source][images]) for way, source in zip(ways, sources, strict=True)]
@@ -189,6 +194,18 @@ class _Potentials:
                     if index:
                         total += part
                 yield images, rows, total
+
+
+_kept = threading.local()
+
+
+def _scratch(values: int, dtype: Any) -> NDArray[Any]:
+    """Memory of this thread's own, kept for its next slabs: its pages need not be made again."""
+    size = values * np.dtype(dtype).itemsize
+    memory: NDArray[np.uint8] | None = getattr(_kept, "memory", None)
+    if memory is None or len(memory) < size:
+        memory = _kept.memory = np.empty(size, dtype=np.uint8)
+    return memory[:size].view(dtype)
 
 
 def _windows(conv: Conv2d, source: NDArray[Any]) -> NDArray[Any]:
