@@ -274,6 +274,8 @@ def counting(threads: int, batches: list[int]) -> str:
             cells = []
             for batch in batches:
                 x = speed_nets.inputs(net.input, batch)
+                if emulator.forward(net, x, kind).counts != emulator.forward(net, x, "numpy").counts:
+                    raise SystemExit(f"the {label} counts differently")
                 taken: dict[bool, list[float]] = {False: [], True: []}
                 start = time.perf_counter()
                 while time.perf_counter() - start < TURNS or len(taken[True]) < 12:

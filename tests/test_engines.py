@@ -320,6 +320,9 @@ def test_other_backends_have_no_engines():
         ((24, 9, 33), {"stride": (2, 3)}),
         ((17, 260, 1), {"padding": (2, 1)}),
         ((3, 5, 300), {"padding": (0, 1)}),
+        ((48, 40, 33), {"padding": (1, 1)}),  # a prime number of columns alike, more than 8 bits can sum at 38 rows
+        ((64, 7, 32), {"padding": (1, 1)}),
+        ((64, 9, 20), {"stride": (2, 2), "padding": (1, 1)}),  # columns of a kind apart from each other
     ],
 )
 def test_sums_over_rows_and_columns_of_one_kind_are_exact(engine, shape, conv):

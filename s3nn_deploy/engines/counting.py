@@ -34,7 +34,6 @@ LOOP = 128
 SMALL = 1_000_000
 """Multiply-accumulates up to which BLAS has a fast way for few columns; beyond, a product with each of them is faster."""
 
-
 Alike = tuple[Any, int, int, bool]
 """Indices of rows or columns, the first and the end of the kinds that they are of by turns, and whether each is a kind of its own."""
 
@@ -46,8 +45,8 @@ class Tally:
     Attributes:
         graded: the source is the input, and has several bits: what is counted are values other than zero.
         place: of its spikes among those of a sample, in bytes.
-        rows, columns: the kinds of rows, and of columns within all of them. Where columns differ too much, a row is one column
-            of W * C channels.
+        rows, columns: which rows are alike, and which columns within all of them; nothing where none are. Where columns differ
+            too much, a row is one column of W * C channels.
         row_kinds, column_kinds: the same as the kind of each row and column.
         fan_outs: [fan-outs, kinds of rows * kinds of columns * C]; the first row is ones, to count spikes; in a type in
             which the sum over all neurons is exact.
