@@ -264,10 +264,10 @@ def measure(made: dict[str, Runner], x: np.ndarray, rounds: int, clock: str) -> 
     return found
 
 
-def counting(threads: int, batches: list[int]) -> str:
+def counting(nets: list[str], threads: int, batches: list[int]) -> str:
     """What counting adds to each engine: calls in the order without, with, with, without, of which the medians are compared."""
     lines = [f"| | | {' | '.join(f'at {batch}' for batch in batches)} |", "|---|---|" + "---:|" * len(batches)]
-    for name in speed_nets.NETS:
+    for name in nets:
         net = speed_nets.build(name)
         for label, kind in ENGINES.items():
             print(f"{name}, {label}", file=sys.stderr)
@@ -487,7 +487,11 @@ def main() -> None:
     set_threads(given.threads)
     how = (given.rounds, given.clock, given.threads)
     made: dict[str, Callable[[], str]] = {n: partial(table, n, given.batches, *how) for n in given.nets}
-    others = {"counting": partial(counting, given.threads, given.batches), "curve": partial(curve, *how), "start": start}
+    others = {
+        "counting": partial(counting, given.nets, given.threads, given.batches),
+        "curve": partial(curve, *how),
+        "start": start,
+    }
     made = {section: compute for section, compute in others.items() if getattr(given, section)} or made
     for section, compute in {"machine": machine, **made}.items():
         text = compute()

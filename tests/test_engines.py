@@ -269,13 +269,19 @@ def test_a_kernel_that_saturates_is_found_when_it_is_prepared_and_not_used(isa):
     )
 
 
-def capped(isa: str, before: str) -> list[str]:
+def capped(isa: str, before: str, first: str = "") -> list[str]:
     """What ran on the saturating networks, in a process whose oneDNN may not use more than `isa`."""
-    code = CAPPED.format(path=[str(Path(__file__).parent), *sys.path], before=before)
+    code = first + CAPPED.format(path=[str(Path(__file__).parent), *sys.path], before=before)
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()
+
+
+def test_without_numba_onednn_counts_by_numpy():
+    before = "from s3nn_deploy.engines import counting; assert onednn.add is counting.add"
+    names = capped("DEFAULT", before, first="import sys; sys.modules['numba'] = None")
+    assert names == ["emulator (onednn)"] * 12
 
 
 def test_a_short_command_starts_no_engine(tmp_path):

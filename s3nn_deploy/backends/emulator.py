@@ -38,8 +38,9 @@ ENGINES = {
 FEW = 8
 """Samples at a time up to which events beat the dense kernels (docs/speed.md)."""
 
-START = {"numba": 10.0, "onednn": 1.5}
-"""Seconds that an engine takes to start in a fresh process: numba compiles, PyTorch loads (docs/speed.md)."""
+START = {"numba": 10.0, "onednn": 2.0}
+"""Seconds that an engine takes to start in a fresh process: numba compiles, PyTorch and the compiled counter load
+(docs/speed.md)."""
 
 TOGETHER = 2e-3
 """Seconds of work that are worth sharing among cores, each with samples of its own."""
@@ -114,9 +115,9 @@ def forward(net: IntNet, x: NDArray[np.unsignedinteger[Any]], engine: str, *, co
             for layer, step in zip(prepared.layers, steps, strict=True):
                 step(signals, signals[layer.name])
                 if counted and share and layer.threshold is not None:  # while they are in a cache
-                    counting.add(counter, block, rows, sums, layer.name)
+                    add(counter, block, rows, sums, layer.name)
             if counted and share:
-                counting.add(counter, block, rows, sums, INPUT)
+                add(counter, block, rows, sums, INPUT)
             elif counted:  # not between layers: there, the engines' threads would fall asleep
                 add(counter, block, rows, sums)
 

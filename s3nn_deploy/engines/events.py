@@ -44,28 +44,34 @@ def prepare(layer: Layer) -> Step | None:
 
 def add(counter: Counter, block: NDArray[np.uint8], rows: slice, sums: NDArray[Any]) -> None:
     """`counting.add`, compiled: one call for all sources."""
-    samples, tables = len(block) // counter.bytes, _tables(counter)
     if rows.stop - rows.start == 1:  # sooner done than the other cores are awake
-        _count_one(block, samples, rows.start, *tables, sums)
+        add_on_one_core(counter, block, rows, sums)
         return
     with ONE_AT_A_TIME:
-        _count(block, samples, rows.start, rows.stop, *tables, sums)
+        _count(block, len(block) // counter.bytes, rows.start, rows.stop, *_tables(counter), sums)
 
 
-@lru_cache(maxsize=2)
-def _tables(counter: Counter) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
-    """For the kernel: of each tally [first byte, rows, bytes of a row, columns, kinds of rows, places in a kind, first of its
-    sums, sums]; the kind of each row and then column of all tallies; and the fan-outs of all, in a type that holds the sums:
+def add_on_one_core(counter: Counter, block: NDArray[np.uint8], rows: slice, sums: NDArray[Any], *sources: str) -> None:
+    """`counting.add`, compiled, for an engine that has threads of its own; meanwhile others have Python's lock."""
+    for tables in [_tables(counter, source) for source in sources] or [_tables(counter)]:
+        _count_some(block, len(block) // counter.bytes, rows.start, rows.stop, *tables, sums)
+
+
+@lru_cache(maxsize=64)
+def _tables(counter: Counter, source: str | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
+    """For the kernel, of all sources or of one: of each tally [first byte, rows, bytes of a row, columns, kinds of rows, places in
+    a kind, first of its sums, sums]; the kind of each row and then column; and the fan-outs, in a type that holds the sums:
     the narrower one has faster loops."""
     sizes, kinds, fan_outs = [], [], []
-    for tally in counter.tallies.values():
+    tallies = [counter.tallies[name] for name in ([source] if source else counter.tallies)]
+    for tally in tallies:
         height, size = len(tally.row_kinds), tally.place.stop - tally.place.start
         row_kinds = int(tally.row_kinds.max()) + 1
         geometry = height, size // height, len(tally.column_kinds), row_kinds, tally.fan_outs.shape[1] // row_kinds
         sizes.append([tally.place.start, *geometry, tally.at.start, len(tally.bounds)])
         kinds += [tally.row_kinds, tally.column_kinds]
         fan_outs.append(tally.fan_outs.reshape(-1))
-    most = max(bound for tally in counter.tallies.values() for bound in tally.bounds)
+    most = max(bound for tally in tallies for bound in tally.bounds)
     every = np.concatenate(fan_outs).astype(np.int32 if most < 1 << 31 else np.int64)
     return np.array(sizes), np.concatenate(kinds), every
 
@@ -120,8 +126,15 @@ def _count(block, samples, first, last, sizes, kinds, fan_outs, sums):  # type: 
 
 
 @compiled()
+def _count_some(block, samples, first, last, sizes, kinds, fan_outs, sums):  # type: ignore[no-untyped-def]
+    for n in range(first, last):
+        _count_one(block, samples, n, sizes, kinds, fan_outs, sums)
+
+
+@compiled()
 def _count_one(block, samples, n, sizes, kinds, fan_outs, sums):  # type: ignore[no-untyped-def]
     at_kind, at_fan_out = 0, 0
+    total = np.empty(1, dtype=fan_outs.dtype)  # a scalar would have 64 bits, and slower loops
     for start, height, size, width, row_kinds, places, at, maps in sizes:
         spikes = block[samples * start + n * height * size :]
         by_row = np.zeros((row_kinds, size), dtype=np.uint8)
@@ -141,10 +154,10 @@ def _count_one(block, samples, n, sizes, kinds, fan_outs, sums):  # type: ignore
         at_kind += width
         for m in range(at, at + maps):
             fan_out = fan_outs[at_fan_out:]
-            total = fan_out[0] * by_kind[0]
-            for k in range(1, len(by_kind)):
-                total += fan_out[k] * by_kind[k]
-            sums[m, n] = total
+            total[0] = 0
+            for k in range(len(by_kind)):
+                total[0] += fan_out[k] * by_kind[k]
+            sums[m, n] = total[0]
             at_fan_out += len(by_kind)
 
 

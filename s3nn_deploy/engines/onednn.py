@@ -21,6 +21,13 @@ from s3nn_deploy.engines.layers import Afferent, Layer, Signals, Step, identity
 from s3nn_deploy.errors import DeployError
 from s3nn_deploy.intnet import EXACT_FLOAT32, Conv2d
 
+try:
+    from s3nn_deploy.engines.events import add_on_one_core as add
+except ImportError:  # numba is not installed
+    from s3nn_deploy.engines.counting import add
+
+__all__ = ["add", "prepare"]
+
 SPLIT = 127
 """The largest source value of which a pair of products with 8-bit weights fits 16 bits."""
 
