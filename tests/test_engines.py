@@ -89,6 +89,29 @@ def saturating(bits: int = 8) -> list[IntNet]:
     return made
 
 
+def skipping(seed: int) -> IntNet:
+    """An identity of every kind of weight beside a convolution, whose thresholds potentials reach exactly, miss by one, or pass
+    by far."""
+    rng = np.random.default_rng(seed)
+    skip = rng.permutation([-128, -127, -1, 0, 1, 2, 100, 127])
+    weight = rng.integers(-1, 2, (8, 8, 3, 3)) * rng.choice([1, 1, 1, 127], (8, 1, 1, 1))
+    both = (
+        Projection("a", Conv2d(weight, padding=(1, 1))),
+        Projection("a", Conv2d(skip.reshape(8, 1, 1, 1), groups=8)),
+    )
+    populations = (
+        Population("a", (8, 5, 7), (Projection(INPUT, Conv2d(rng.integers(-3, 4, (8, 3, 1, 1)))),), threshold=[1] * 8),
+        Population(
+            "b",
+            (8, 5, 7),
+            both[:: rng.choice([-1, 1])],
+            threshold=skip * rng.integers(0, 2, 8) + rng.integers(-2, 4, 8),
+        ),
+        Population("readout", (2,), (Projection("b", Dense(rng.integers(-9, 9, (2, 280)))),), bias=[0, 0]),
+    )
+    return check(IntNet(Input((3, 5, 7), 1), populations))
+
+
 @pytest.mark.parametrize("engine", FAST)
 @pytest.mark.parametrize("name", ZOO)
 def test_every_engine_gives_the_same_traces_and_counts(name, engine):
@@ -200,6 +223,13 @@ def test_shapes_that_onednn_gets_wrong_are_exact_for_any_batch(engine, source, o
 
 
 @pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("seed", range(12))
+def test_an_identity_of_any_weights_is_exact_and_left_to_no_other_engine(seed, engine):
+    net = skipping(seed)
+    assert assert_exact(net, samples(net, 40, seed), engine) == f"emulator ({engine})"
+
+
+@pytest.mark.parametrize("engine", FAST)
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(1, 1 << 30), bits=st.sampled_from([9, 12, 20, 28, 44]))
 def test_layers_beyond_an_engine_are_run_by_numpy_and_the_trace_says_so(engine, seed, bits):
@@ -243,12 +273,14 @@ CAPPED = """
 import sys
 sys.path[:0] = {path!r}
 from nets import ZOO, random_net, samples
-from test_engines import assert_exact, extremes, saturating
+from test_engines import assert_exact, extremes, saturating, skipping
 from s3nn_deploy.engines import onednn
 {before}
 names = [assert_exact(net, extremes(net), "onednn") for net in [*saturating(), *saturating(7), *saturating(1)]]
 for net in [*ZOO.values(), *(random_net(seed, max_side=8) for seed in range(500, 520))]:
     assert_exact(net, extremes(net), "onednn")
+for net in map(skipping, range(12)):
+    assert assert_exact(net, samples(net, 40), "onednn") == "emulator (onednn)"
 print(*names, sep="\\n")
 """
 

@@ -10,7 +10,7 @@ instruction set, without having to know it.
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -58,11 +58,8 @@ def prepare(layer: Layer) -> Step | None:
         (afferent,) = layer.afferents
         fire = _convolution(afferent, above, torch.uint8)
         return lambda signals, spikes: _put(fire(_tensor(afferent, signals)), spikes)
-    joined = identity(layer.afferents)
-    if joined is not None and len(np.unique(joined[1].conv.weight)) == 1:
-        afferent, other = joined
-        fire = _convolution(afferent, above, torch.uint8, accumulate=float(other.conv.weight.flat[0]))
-        return partial(_fire_with_identity, fire, afferent, other)
+    if (joined := identity(layer.afferents)) is not None:
+        return _fire_with_identity(*joined, above)
     return partial(_fire, _potentials(layer, above))
 
 
@@ -85,14 +82,24 @@ def _parts(afferent: Afferent) -> bool:
 
 
 def _fire(potentials: Callable[[Signals], torch.Tensor], signals: Signals, spikes: NDArray[np.uint8]) -> None:
-    _put(torch.gt(potentials(signals), 0).view(torch.uint8), spikes)
+    torch.gt(potentials(signals), 0, out=_nchw(spikes).view(torch.bool))
 
 
-def _fire_with_identity(
-    fire: Convolution, afferent: Afferent, other: Afferent, signals: Signals, spikes: NDArray[np.uint8]
-) -> None:
-    """`fire` adds to the spikes of the identity in place of them: below 0 saturates to 0, above 1 is clipped."""
-    np.minimum(_array(fire(_tensor(afferent, signals), _tensor(other, signals).clone())), 1, out=spikes)
+def _fire_with_identity(afferent: Afferent, other: Afferent, above: NDArray[np.int64]) -> Step:
+    """The step of a layer to which an identity adds the weight `f` of its channel: `v = clip(W s + 1 - threshold + max(f, 0))`
+    exceeds `|f|` where the identity holds the neuron back (no spike if `f > 0`, a spike if `f < 0`), and 0 elsewhere."""
+    weight = np.tile(other.conv.weight.reshape(-1).astype(np.int16), other.grid[1])
+    excite, size = (weight > 0).astype(np.uint8), np.abs(weight).astype(np.uint8)
+    values = _convolution(afferent, above + np.maximum(other.conv.weight.reshape(-1), 0), torch.uint8, clip=255)
+
+    def step(signals: Signals, spikes: NDArray[np.uint8]) -> None:
+        rows = len(spikes) * other.grid[0]
+        held = np.bitwise_xor(signals[other.source].reshape(rows, -1), excite)
+        np.multiply(held, size, out=held)
+        v = _nhwc(values(_tensor(afferent, signals))).reshape(rows, -1)
+        np.greater(v, held, out=spikes.reshape(rows, -1).view(np.bool_))
+
+    return step
 
 
 def _readout(
@@ -107,7 +114,7 @@ def _potentials(layer: Layer, bias: NDArray[Any]) -> Callable[[Signals], torch.T
     """Membrane potentials plus `bias` in float32, one afferent added after the other."""
     first, *others = layer.afferents
     start = _convolution(first, bias, torch.float32)
-    adding = [(a, _convolution(a, np.zeros(len(bias)), torch.float32, accumulate=1.0)) for a in others]
+    adding = [(a, _convolution(a, np.zeros(len(bias)), torch.float32, accumulate=True)) for a in others]
 
     def potentials(signals: Signals) -> torch.Tensor:
         u = start(_tensor(first, signals))
@@ -119,44 +126,56 @@ def _potentials(layer: Layer, bias: NDArray[Any]) -> Callable[[Signals], torch.T
 
 
 def _convolution(
-    afferent: Afferent, bias: NDArray[Any], dtype: torch.dtype, *, accumulate: float | None = None
+    afferent: Afferent, bias: NDArray[Any], dtype: torch.dtype, *, clip: int = 1, accumulate: bool = False
 ) -> Convolution:
-    """A function of the source's signals [N, C, H, W] that gives spikes (uint8) or sums (float32).
+    """A function of the source's signals [N, C, H, W] that gives sums: float32, or uint8 between 0 and `clip`.
 
     Args:
-        accumulate: the function takes a second tensor, multiplies it by this and adds to it in place.
+        accumulate: the function takes a second tensor and adds to it in place.
     """
     conv = _split(afferent.conv) if _parts(afferent) else afferent.conv
     if conv.weight.shape[2:] == afferent.grid[:2] and conv.padding == (0, 0) and conv.groups == 1:
         rows = conv.weight.transpose(0, 2, 3, 1).reshape(len(conv.weight), -1)
-        return _dense(rows, bias, dtype, accumulate is not None)
+        return _dense(rows, bias, dtype, clip, accumulate)
     ones = torch.ones(len(conv.weight))
     zeros = torch.zeros(len(conv.weight), dtype=torch.int32)
     shape = [conv.stride, conv.padding, conv.dilation, conv.groups]
-    weight = torch.ops.onednn.qconv_prepack(torch.tensor(conv.weight), ones, 1.0, 0, *shape, None)
     offset = torch.from_numpy(np.asarray(bias, dtype=np.float32))
     scale = (1.0, 0, dtype)
-    clip = ("hardtanh", [0.0, 1.0], "") if dtype == torch.uint8 else ("none", [], "")
-    if accumulate is None:
-        kernel = torch.ops.onednn.qconv_pointwise.default
-        return lambda x: kernel(x, 1.0, 0, weight, ones, zeros, offset, *shape, *scale, *clip)
+
+    @lru_cache(maxsize=2)
+    def packed(power: int) -> torch.Tensor:
+        """The weights, laid out for a batch of about 2^power: laid out otherwise, each call would do it again."""
+        source = [1 << power, conv.groups * conv.weight.shape[1], *afferent.grid[:2]]
+        return torch.ops.onednn.qconv_prepack(torch.tensor(conv.weight), ones, 1.0, 0, *shape, source)
+
+    def weight(x: torch.Tensor) -> torch.Tensor:
+        return packed(len(x).bit_length() - 1)
+
+    if not accumulate:
+        kernel, post = torch.ops.onednn.qconv_pointwise.default, _clip(dtype, clip)
+        return lambda x: kernel(x, 1.0, 0, weight(x), ones, zeros, offset, *shape, *scale, *post)
     add = torch.ops.onednn.qconv2d_pointwise.binary
-    post: tuple[Any, ...] = (accumulate, 0, "sum", None, "none", [], "")
-    return lambda x, u: add(x, 1.0, 0, weight, ones, zeros, u, offset, *shape, *scale, *post)
+    post = (1.0, 0, "sum", None, "none", [], "")
+    return lambda x, u: add(x, 1.0, 0, weight(x), ones, zeros, u, offset, *shape, *scale, *post)
 
 
-def _dense(weight: NDArray[Any], bias: NDArray[Any], dtype: torch.dtype, accumulate: bool) -> Convolution:
+def _clip(dtype: torch.dtype, most: int) -> tuple[Any, ...]:
+    """The operation after a sum; conversion to 8 bits clips to 0..255 by itself."""
+    return ("hardtanh", [0.0, float(most)], "") if dtype == torch.uint8 and most < 255 else ("none", [], "")
+
+
+def _dense(weight: NDArray[Any], bias: NDArray[Any], dtype: torch.dtype, clip: int, accumulate: bool) -> Convolution:
     """`_convolution` for a kernel as large as its source, which is one matrix product."""
     outputs = len(weight)
     ones, zeros = torch.ones(outputs), torch.zeros(outputs, dtype=torch.int32)
     packed = torch.ops.onednn.qlinear_prepack(torch.tensor(weight), None)
     offset = torch.from_numpy(np.asarray(bias, dtype=np.float32))
-    clip = ("hardtanh", [0.0, 1.0], "") if dtype == torch.uint8 else ("none", [], "")
-    kernel = torch.ops.onednn.qlinear_pointwise.default
+    kernel, post = torch.ops.onednn.qlinear_pointwise.default, _clip(dtype, clip)
 
     def product(x: torch.Tensor) -> torch.Tensor:
         flat = x.permute(0, 2, 3, 1).reshape(len(x), -1)
-        return kernel(flat, 1.0, 0, packed, ones, zeros, offset, 1.0, 0, dtype, *clip)[:, :, None, None]
+        return kernel(flat, 1.0, 0, packed, ones, zeros, offset, 1.0, 0, dtype, *post)[:, :, None, None]
 
     return (lambda x, u: u.add_(product(x))) if accumulate else product
 
@@ -175,15 +194,20 @@ def _tensor(afferent: Afferent, signals: Signals) -> torch.Tensor:
         parts = np.empty((n, height, width, groups, 2, channels // groups), dtype=np.uint8)
         parts[..., 0, :], parts[..., 1, :] = (a.reshape(*a.shape[:3], groups, -1) for a in (half, x - half))
         x = parts.reshape(n, height, width, 2 * channels)
-    return torch.from_numpy(x).permute(0, 3, 1, 2)
+    return _nchw(x)
+
+
+def _nchw(array: NDArray[Any]) -> torch.Tensor:
+    """[N, H, W, C] as [N, C, H, W], in channels-last order."""
+    return torch.from_numpy(array).permute(0, 3, 1, 2)
 
 
 def _put(tensor: torch.Tensor, out: NDArray[Any]) -> None:
     """Put [N, C, H, W] into `out` [N, H, W, C]."""
-    np.copyto(out, _array(tensor), casting="unsafe")
+    np.copyto(out, _nhwc(tensor), casting="unsafe")
 
 
-def _array(tensor: torch.Tensor) -> NDArray[Any]:
+def _nhwc(tensor: torch.Tensor) -> NDArray[Any]:
     """[N, C, H, W] as [N, H, W, C]; what the kernels give lies so already."""
     return tensor.permute(0, 2, 3, 1).numpy()
 
