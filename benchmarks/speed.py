@@ -384,6 +384,7 @@ def table(name: str, batches: list[int], rounds: int, clock: str, threads: int) 
         base = made[BASE][0]
         for label, (seconds, range_, calm) in made.items():
             cells.setdefault(label, {})[batch] = f"{batch / seconds:,.0f} | {base / seconds:.2f}"
+            print(f"  {label}: {batch / seconds:,.0f} images/s, {base / seconds:.2f} x", file=sys.stderr)
             quiet.append(calm)
             spread.append(range_)
     firing = float(np.mean([s.mean() for s in emulator.forward(net, x, "numpy").spikes.values()]))

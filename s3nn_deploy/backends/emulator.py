@@ -35,7 +35,7 @@ ENGINES = {
 """The module of each engine and the package that it needs. numpy: BLAS on floats; numba: spikes as events (extra
 `fast`); onednn: oneDNN's 8-bit integer kernels, through PyTorch."""
 
-FEW = 8
+FEW = 4
 """Samples at a time up to which events beat the dense kernels (docs/speed.md)."""
 
 START = {"numba": 10.0, "onednn": 2.0}
