@@ -14,13 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3nn_deploy.engines import blas
-from s3nn_deploy.engines.counting import Counter
+from s3nn_deploy.engines.counting import Counter, Tally
 from s3nn_deploy.engines.layers import Afferent, Layer, Signals, Step, identity
 
 AT_ONCE = 8
 """Rows of weights added in one pass over the sums."""
 
 NOTHING = np.empty((0, 0, 0, 0), dtype=np.uint8)
+
+ALL = ""
+"""All sources of a network: no population has this name."""
 
 ONE_AT_A_TIME = Lock()
 """Each kernel takes all processors, and not every threading layer of numba stands two callers."""
@@ -48,22 +51,30 @@ def add(counter: Counter, block: NDArray[np.uint8], rows: slice, sums: NDArray[A
         add_on_one_core(counter, block, rows, sums)
         return
     with ONE_AT_A_TIME:
-        _count(block, len(block) // counter.bytes, rows.start, rows.stop, *_tables(counter), sums)
+        _count(block, len(block) // counter.bytes, rows.start, rows.stop, *_tables(counter)[ALL], sums)
 
 
 def add_on_one_core(counter: Counter, block: NDArray[np.uint8], rows: slice, sums: NDArray[Any], *sources: str) -> None:
-    """`counting.add`, compiled, for an engine that has threads of its own; meanwhile others have Python's lock."""
-    for tables in [_tables(counter, source) for source in sources] or [_tables(counter)]:
-        _count_some(block, len(block) // counter.bytes, rows.start, rows.stop, *tables, sums)
+    """`counting.add`, compiled, for an engine that has threads of its own; meanwhile other threads have Python's lock."""
+    for source in sources or (ALL,):
+        _count_some(block, len(block) // counter.bytes, rows.start, rows.stop, *_tables(counter)[source], sums)
 
 
-@lru_cache(maxsize=64)
-def _tables(counter: Counter, source: str | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
-    """For the kernel, of all sources or of one: of each tally [first byte, rows, bytes of a row, columns, kinds of rows, places in
-    a kind, first of its sums, sums]; the kind of each row and then column; and the fan-outs, in a type that holds the sums:
-    the narrower one has faster loops."""
+Table = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]
+"""For the kernel: of each tally [first byte, rows, bytes of a row, columns, kinds of rows, places in a kind, first of its sums,
+sums]; the kind of each row and then column of all tallies; and the fan-outs of all, in a type that holds the sums: the
+narrower one has faster loops."""
+
+
+@lru_cache(maxsize=2)
+def _tables(counter: Counter) -> dict[str, Table]:
+    """A table for each source, and one for all of them."""
+    tallies = counter.tallies
+    return {ALL: _table(*tallies.values())} | {source: _table(tally) for source, tally in tallies.items()}
+
+
+def _table(*tallies: Tally) -> Table:
     sizes, kinds, fan_outs = [], [], []
-    tallies = [counter.tallies[name] for name in ([source] if source else counter.tallies)]
     for tally in tallies:
         height, size = len(tally.row_kinds), tally.place.stop - tally.place.start
         row_kinds = int(tally.row_kinds.max()) + 1
