@@ -143,7 +143,7 @@ def plain(made):
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1 << 30), st.integers(1, 5), st.integers(1, 5))
 def test_figures_are_those_of_moving_one_event_at_a_time(seed, cores, elements):
-    net, machine = random_net(seed, max_side=5), replace(ROOMY, cores=cores, elements=elements, weight_bits=16)  # some have 9
+    net, machine = random_net(seed, max_side=5), replace(ROOMY, cores=cores, elements=elements, weight_bits=16)  # some weights have 9
     x = samples(net, 3, seed)
     want = [by_events(net, machine, one) for one in x]
     got = plain(emulated(net, machine, x))
